@@ -1,0 +1,167 @@
+"""Which samples of which song make one item. Layer 2.
+
+Training draws a random position for each track and epoch; validation and test cover each song by a fixed grid that reaches its
+end. A whole batch is read in one call, as int16, straight from the decoded cache. Order and positions derive from (seed, epoch)
+alone, so a run that is resumed, or read by any number of workers, sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from musicnet_eval.audio import read_pcm
+from musicnet_eval.contracts import Batch
+from musicnet_eval.errors import DataError
+
+
+@dataclass(frozen=True)
+class Song:
+    """What the reader knows of a track: its PCM file, length in samples, class index, and place in the data set's list."""
+
+    pcm: str
+    length: int
+    label: int
+    index: int
+
+
+class Request(NamedTuple):
+    """One batch to read: rows of the data set and, for training, the epoch whose random positions hold."""
+
+    epoch: int
+    rows: NDArray[np.int64]
+
+
+def generator(seed: int, epoch: int, use: str) -> np.random.Generator:
+    """Give the generator of one use in one epoch: the draws depend on nothing that happened before."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, *use.encode()])))
+
+
+def check_lengths(songs: Sequence[Song], names: Sequence[str], segment: int, sample_rate: int, *, pad_short: bool) -> None:
+    """Refuse songs that are shorter than a segment unless they may be padded with silence."""
+    short = [(song.length, name) for song, name in zip(songs, names, strict=True) if song.length < segment]
+    if short and not pad_short:
+        least, name = min(short)
+        raise DataError(
+            f"data.segment_seconds={segment / sample_rate:g} is longer than {len(short)} of {len(songs)} tracks "
+            f"(shortest: {least / sample_rate:.1f} s, '{name}'). "
+            f"Use data.segment_seconds<={least / sample_rate:.1f} or data.pad_short=true."
+        )
+
+
+def grid(length: int, segment: int, hop: int) -> list[int]:
+    """Place segments at a fixed hop, and one more that ends where the song ends.
+
+    >>> grid(length=10, segment=4, hop=4)
+    [0, 4, 6]
+    """
+    last = max(length - segment, 0)
+    starts = list(range(0, last + 1, hop))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+class Segments(Dataset[Batch]):
+    """Items of `segment` samples, read a batch at a time through `__getitems__(Request)`.
+
+    Args:
+        songs: What to cut.
+        segment: Samples an item.
+        hop: Samples between grid positions; None draws positions at random (training).
+        seed: Of the random positions.
+    """
+
+    def __init__(self, songs: Sequence[Song], segment: int, hop: int | None, seed: int = 0) -> None:
+        self.segment = segment
+        self.random = hop is None
+        self.seed = seed
+        starts = [[0] if hop is None else grid(song.length, segment, hop) for song in songs]
+        repeats = [len(s) for s in starts]
+        self.files = [song.pcm for song in songs]
+        self.row_song = np.repeat(np.arange(len(songs)), repeats)
+        self.start = np.array([start for row in starts for start in row], dtype=np.int64)
+        self.slack = np.array([max(song.length - segment, 0) for song in songs], dtype=np.int64)[self.row_song]
+        self.label = np.array([song.label for song in songs], dtype=np.int64)[self.row_song]
+        self.song = np.array([song.index for song in songs], dtype=np.int64)[self.row_song]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, row: int) -> Batch:
+        return self.__getitems__(Request(0, np.array([row])))
+
+    def starts(self, epoch: int) -> NDArray[np.int64]:
+        """Give each row's first sample: drawn from (seed, epoch) in training, else the grid."""
+        if not self.random:
+            return self.start
+        return np.asarray(generator(self.seed, epoch, "position").random(len(self)) * (self.slack + 1), dtype=np.int64)
+
+    def __getitems__(self, request: Request) -> Batch:
+        """Read one batch; samples past a song's end stay silent."""
+        rows = request.rows
+        start = self.starts(request.epoch)[rows]
+        audio = np.empty((len(rows), self.segment), dtype=np.int16)
+        for out, row, first in zip(audio, rows, start, strict=True):
+            count = read_pcm(self.files[self.row_song[row]], int(first), out)
+            out[count:] = 0
+        return Batch(
+            audio=torch.from_numpy(audio),
+            label=torch.from_numpy(self.label[rows]),
+            song=torch.from_numpy(self.song[rows]),
+            start=torch.from_numpy(start),
+        )
+
+
+class TrainOrder(Sampler[Request]):
+    """The batches of the present epoch in an order drawn from (seed, epoch), of this rank's share.
+
+    Args:
+        rows: Number of rows in the data set.
+        batch_size: Rows a batch; the last, smaller batch is dropped when `drop_last` (a batch of one breaks batch norm).
+        seed: Of the order.
+        epoch: Gives the present epoch at the moment when the loader starts.
+        rank: This process, 0 ≤ rank < world.
+        world: Number of processes; rows are dealt out so that each has as many batches.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, epoch: Callable[[], int], rank: int = 0, world: int = 1) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch, self.rank, self.world = rows, batch_size, seed, epoch, rank, world
+
+    def __len__(self) -> int:
+        share = self.rows // self.world
+        # A last batch of one would break batch norm, so it is dropped; larger rests are trained on.
+        return share // self.batch_size + (share % self.batch_size > 1)
+
+    def __iter__(self) -> Iterator[Request]:
+        epoch = self.epoch()
+        order = generator(self.seed, epoch, "order").permutation(self.rows)
+        mine = order[self.rank : self.rows // self.world * self.world : self.world]
+        for batch in range(len(self)):
+            yield Request(epoch, mine[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+class EvalOrder(Sampler[Request]):
+    """All rows in order, each exactly once over all ranks."""
+
+    def __init__(self, rows: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.mine = np.arange(rank, rows, world)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Request]:
+        for batch in range(len(self)):
+            yield Request(0, self.mine[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+def song_list(files: Sequence[Path | None], lengths: Sequence[int], labels: Sequence[int]) -> list[Song]:
+    """Pair PCM files with lengths and labels; tracks without a file (bad ones, skipped) are left out but keep their index."""
+    rows = zip(files, lengths, labels, strict=True)
+    return [Song(str(file), length, label, i) for i, (file, length, label) in enumerate(rows) if file is not None]
