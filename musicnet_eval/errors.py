@@ -16,7 +16,7 @@ class MusicnetError(Exception):
     exit_code = 2
 
 
-class ConfigError(MusicnetError):
+class ConfigError(MusicnetError, ValueError):
     """A config value that breaks a rule."""
 
 

@@ -1,0 +1,16 @@
+"""Losses: pure functions below, `nn.Module`s above. Between backbone and optimiser in the flow; layer 1.
+
+Every loss is called `loss(logits, target)` with logits `[B, C]` and a target that is `[B]` int (class index) or `[B, C]` float
+(rows that sum to 1: mixup, CutMix, annotator shares). Losses that need run-time facts take `num_classes` and `class_counts` (of
+the training split) and say `_partial_: true` in `conf/loss`; plain ones work as they are. Plain cross-entropy and label smoothing
+are torch's own. Half-precision logits are computed in float32, float64 stays float64.
+
+What is the paper's and what is ours: the formula printed in the paper (Li et al., Multimedia Tools and Applications 81, 2022, DOI
+10.1007/s11042-020-10465-9) was not available to us. The smoothing part of `BalancedTrustedLoss`
+(`conf/loss/balanced_trusted.yaml`) is a reconstruction from third-party code; its sample trust and its class balance are ours.
+"""
+
+from musicnet_eval.losses.balanced_trusted import BalancedTrustedLoss, balanced_trusted_loss, sample_trust
+from musicnet_eval.losses.class_balance import log_class_prior, make_class_weights
+
+__all__ = ["BalancedTrustedLoss", "balanced_trusted_loss", "log_class_prior", "make_class_weights", "sample_trust"]
