@@ -1,0 +1,166 @@
+"""`MusicClassifier`: backbone + loss + metrics + optimizer as a LightningModule. Layer 3; knows neither data nor callbacks.
+
+It receives batches that carry an `image`, and `DataFacts`. Training, validation and test share one step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+
+from musicnet_eval import backbones
+from musicnet_eval.contracts import Batch, DataFacts
+from musicnet_eval.errors import ConfigError
+from musicnet_eval.metrics import SongVotes, Votes, mean_metric, segment_metrics, song_metrics, training_metrics
+
+EVAL_SPLITS = ("val", "test")
+
+
+class MusicClassifier(lightning.LightningModule):
+    """Classify images of music.
+
+    Args:
+        facts: What the data set is like.
+        num_songs: Length of the data set's list of tracks.
+        backbone: Name of the network (`backbones.build`).
+        backbone_options: Its options.
+        loss: `loss(scores, label)`, or a partial that gets `num_classes` and `class_counts` as its signature accepts.
+        optimizer: Partial that gets `params`.
+        scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate.
+
+    Shape:
+        input: image `[B, K, F, N]`. output: scores `[B, C]`.
+    """
+
+    def __init__(
+        self,
+        facts: DataFacts,
+        num_songs: int,
+        backbone: str,
+        backbone_options: Mapping[str, Any] | None = None,
+        loss: Callable[..., Any] | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        classes = len(facts.classes)
+        self.facts = facts
+        self.backbone = backbones.build(backbone, backbone_options or {}, classes, facts.image_shape)
+        self.loss: nn.Module = finish(loss or nn.CrossEntropyLoss(), num_classes=classes, class_counts=facts.class_counts)
+        self.make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
+        self.make_scheduler = scheduler
+        self.train_metrics = training_metrics(classes)
+        self.eval_metrics = nn.ModuleDict({split: segment_metrics(split, classes) for split in EVAL_SPLITS})
+        self.losses = nn.ModuleDict({split: mean_metric() for split in ("train", *EVAL_SPLITS)})
+        self.log_losses = nn.ModuleDict({split: mean_metric() for split in ("train", *EVAL_SPLITS)})
+        self.votes = nn.ModuleDict({split: SongVotes(num_songs, classes) for split in EVAL_SPLITS})
+        self.last_votes: dict[str, Votes] = {}
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.backbone(image)
+        return scores
+
+    # --- training ---
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        del batch, batch_idx
+        if hasattr(self.loss, "set_progress"):
+            self.loss.set_progress(self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        del batch_idx
+        scores = self(batch["image"])
+        loss = self._loss(scores, batch["label"], "train")
+        self.train_metrics.update(scores.detach(), batch["label"])
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._log_and_reset(self.train_metrics, "train")
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    # --- validation and test: one step ---
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        del batch_idx
+        self._eval_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        del batch_idx
+        self._eval_step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._eval_end("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._eval_end("test")
+
+    def _eval_step(self, batch: Batch, split: str) -> None:
+        scores = self(batch["image"])
+        self._loss(scores, batch["label"], split)
+        self._metrics(split).update(scores, batch["label"])
+        self.votes[split].update(scores.float().softmax(dim=1), batch["song"], batch["label"])
+
+    def _eval_end(self, split: str) -> None:
+        votes = self.votes[split].compute()
+        self.votes[split].reset()
+        self.last_votes[split] = votes
+        self._log_and_reset(self._metrics(split), split)
+        self.log_dict(song_metrics(split, votes.probabilities, votes.labels))
+
+    def _metrics(self, split: str) -> MetricCollection:
+        metrics = self.eval_metrics[split]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
+        """Compute the loss, and note it beside plain cross-entropy: only the latter compares across losses."""
+        loss: Tensor = self.loss(scores, label)
+        self.losses[split].update(loss.detach(), len(label))
+        self.log_losses[split].update(F.cross_entropy(scores.detach().float(), label), len(label))
+        return loss
+
+    def _log_and_reset(self, metrics: MetricCollection, split: str) -> None:
+        self.log_dict(metrics.compute())
+        metrics.reset()
+        for name, group in (("loss", self.losses), ("log_loss", self.log_losses)):
+            mean = group[split]
+            assert isinstance(mean, MeanMetric)
+            self.log(f"{split}/segment/{name}", mean.compute())
+            mean.reset()
+
+    # --- optimization ---
+
+    def configure_optimizers(self) -> Any:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.make_optimizer(trained)
+        if self.make_scheduler is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = finish(self.make_scheduler, optimizer=optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def finish(part: Any, **facts: Any) -> Any:
+    """Finish a partial with those of the run-time facts that its signature accepts; hand anything else back as it is.
+
+    Raises:
+        ConfigError: The finished part cannot be made.
+    """
+    if not isinstance(part, partial):
+        return part
+    parameters = inspect.signature(part).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        return part(**{name: value for name, value in facts.items() if takes_all or name in parameters})
+    except TypeError as error:
+        name = getattr(part.func, "__qualname__", str(part.func))
+        raise ConfigError(f"{name} cannot be made ({error}). Mend its arguments in the config group that names it.") from None

@@ -1,0 +1,217 @@
+"""`MusicDataModule`: tracks → batches of segments → spectrogram images on the device. Layer 3; knows neither model nor callbacks.
+
+The loader hands out int16 audio; `on_after_batch_transfer` makes it float, augments it (training only) and turns it into images
+on the accelerator, so that no spectrogram is ever computed per item or on the wrong side of the bus. `facts` is all that a model
+learns of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from musicnet_eval.audio import PCM_SCALE, DecodedCache, pcm_length
+from musicnet_eval.contracts import SPLITS, Batch, DataFacts, Track
+from musicnet_eval.datasets import class_counts, classes_of
+from musicnet_eval.errors import ConfigError, DataError
+from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, check_lengths, song_list
+
+
+class MusicDataModule(lightning.LightningDataModule):
+    """Serve the segments of a split list of tracks as images.
+
+    Args:
+        tracks: What to learn from and test on, each with its split.
+        spectrogram: Module `[B, T] → [B, K, F, N]`.
+        augment: Module `[B, T] → [B, T]` on training audio, or None.
+        sample_rate: Hz; sources of other rates are resampled once.
+        segment_seconds: Length of one item, seconds.
+        hop_seconds: Distance of grid positions in validation and test, seconds; the segment's length when None.
+        max_seconds: Use no more than this of each track's start, seconds; everything when None.
+        pad_short: Pad songs shorter than a segment with silence, rather than refuse them.
+        batch_size: Segments a batch, 2 or more.
+        num_workers: Loader processes; 0 reads in the training process, which a warm cache makes fast enough.
+        cache_dir: Where decoded audio is kept.
+        on_bad_file: `error` names every unusable file and stops; `skip` leaves them out and records them.
+        seed: Of order and positions.
+
+    Raises:
+        ConfigError: A value out of range.
+    """
+
+    facts: DataFacts
+
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        spectrogram: nn.Module,
+        augment: nn.Module | None = None,
+        *,
+        sample_rate: int = 22050,
+        segment_seconds: float = 3.0,
+        hop_seconds: float | None = None,
+        max_seconds: float | None = None,
+        pad_short: bool = False,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        cache_dir: Path | str = "data/cache",
+        on_bad_file: str = "error",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_range("data.sample_rate", sample_rate, 1000, 384_000, "Hz")
+        _check_range("data.segment_seconds", segment_seconds, 0.05, 3600, "seconds")
+        _check_range("data.batch_size", batch_size, 2, 65_536, "segments (batch norm needs two)")
+        _check_range("data.num_workers", num_workers, 0, 1024, "processes")
+        for key, value in (("data.hop_seconds", hop_seconds), ("data.max_seconds", max_seconds)):
+            if value is not None:
+                _check_range(key, value, 0.01, 86_400, "seconds, or null")
+        self.tracks = list(tracks)
+        self.spectrogram = spectrogram
+        self.augment = augment
+        self.sample_rate = int(sample_rate)
+        self.segment = round(segment_seconds * sample_rate)
+        self.hop = self.segment if hop_seconds is None else max(1, round(hop_seconds * sample_rate))
+        self.pad_short = pad_short
+        self.batch_size = int(batch_size)
+        self.num_workers = int(num_workers)
+        self.cache = DecodedCache(cache_dir, self.sample_rate, max_seconds)
+        self.on_bad_file = on_bad_file
+        self.seed = seed
+        self.bad_tracks: list[str] = []
+        self._batches = 1
+        self._songs: dict[str, list[Song]] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order, from all tracks; known before any file is read."""
+        return classes_of(self.tracks)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decode what is not in the cache yet, once, and learn the facts. `stage` does not matter: all splits are prepared."""
+        del stage
+        if self._songs:
+            return
+        many = next((track for track in self.tracks if len(track.labels) > 1), None)
+        if many is not None:
+            raise DataError(
+                f"'{many.id}' carries {len(many.labels)} labels {many.labels}; this version trains on one label a track. "
+                "Keep one label a track in the manifest."
+            )
+        files = self.cache.build(self.tracks, self.on_bad_file)
+        index = {name: i for i, name in enumerate(self.classes)}
+        lengths = [0 if file is None else pcm_length(file) for file in files]
+        songs = song_list(files, lengths, [index[track.labels[0]] for track in self.tracks])
+        self.bad_tracks = [track.id for track, file in zip(self.tracks, files, strict=True) if file is None]
+        names = [self.tracks[song.index].id for song in songs]
+        check_lengths(songs, names, self.segment, self.sample_rate, pad_short=self.pad_short)
+        usable = [self.tracks[song.index] for song in songs]
+        for split in SPLITS:
+            self._songs[split] = [song for song in songs if self.tracks[song.index].split == split]
+            if not self._songs[split]:
+                raise DataError(f"No usable track is left in split {split!r}. Mend the bad files named above, or add tracks.")
+        self.facts = DataFacts(
+            classes=self.classes,
+            class_counts=class_counts(usable, self.classes),
+            image_shape=self._image_shape(),
+            sample_rate=self.sample_rate,
+        )
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        with torch.no_grad():
+            image = self.spectrogram(torch.zeros(1, self.segment))
+        if image.ndim != 4:
+            raise ConfigError(
+                f"spectrogram={type(self.spectrogram).__name__} gives shape {tuple(image.shape)}; it must give [B, K, F, N]."
+            )
+        return int(image.shape[1]), int(image.shape[2]), int(image.shape[3])
+
+    # --- loaders ---
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world = self._place()
+        data = Segments(self._songs["train"], self.segment, hop=None, seed=self.seed)
+        order = TrainOrder(len(data), self.batch_size, self.seed, self._epoch, rank, world)
+        self._batches = len(order)
+        if self._batches == 0:
+            raise DataError(
+                f"{len(data)} training tracks make no batch for {world} processes. Lower data.batch_size or add tracks."
+            )
+        return self._loader(data, order)
+
+    def eval_dataloader(self, split: str) -> DataLoader[Batch]:
+        """Cover every song of a split by the fixed grid, each segment once over all ranks."""
+        data = Segments(self._songs[split], self.segment, self.hop)
+        return self._loader(data, EvalOrder(len(data), 2 * self.batch_size, *self._place()))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.eval_dataloader("test")
+
+    def _loader(self, data: Segments, order: TrainOrder | EvalOrder) -> DataLoader[Batch]:
+        # `sampler` with batch_size=None hands a whole Request to the data set: one read a batch.
+        return DataLoader(
+            _WholeBatches(data),
+            sampler=order,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def _epoch(self) -> int:
+        # From the steps taken, not from trainer.current_epoch, which lags when a resumed run starts its loader.
+        if self.trainer is None:
+            return 0
+        steps = -(-self._batches // self.trainer.accumulate_grad_batches)
+        return self.trainer.global_step // steps
+
+    # --- on the device ---
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the image on the device: int16 → float → (training: augmentation) → spectrogram."""
+        del dataloader_idx
+        audio = batch["audio"].float() / PCM_SCALE
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            audio = self.augment.to(audio.device)(audio)
+        return {**batch, "audio": audio, "image": self.image(audio)}
+
+    def image(self, audio: Tensor) -> Tensor:
+        """Turn float audio `[B, T]` into images `[B, K, F, N]` on the device where it lies."""
+        with torch.no_grad():
+            image: Tensor = self.spectrogram.to(audio.device)(audio)
+        return image
+
+    def track(self, index: int) -> Track:
+        """Give the track behind a batch's `song` index."""
+        return self.tracks[index]
+
+
+class _WholeBatches(torch.utils.data.Dataset[Batch]):
+    """Let a loader without batching of its own pass whole requests through."""
+
+    def __init__(self, data: Segments) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, request: Any) -> Batch:
+        return self.data.__getitems__(request)
+
+
+def _check_range(key: str, value: float, low: float, high: float, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(f"{key}={value!r} must be a number from {low:g} to {high:g} {unit}.")
