@@ -158,10 +158,15 @@ def _umask() -> int:
     return mask
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 and with the line ends as given."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf8") as file:
+        file.write(text)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; numbers that are not finite become null, since JSON has no word for them."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", encoding="utf8")
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -183,7 +188,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError:
         raise RecordError(f"'{path}' does not exist. Give the folder of a run, or of a sweep, that holds it.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of 5,000 digits
         raise RecordError(f"'{path}' is not readable JSON ({error}). Run it again with run.force=true, or remove it.") from None
     if not isinstance(value, dict):
         raise RecordError(f"'{path}' holds a {type(value).__name__}, not an object. It was not written by musicnet-train.")
@@ -211,10 +216,22 @@ def read_result(run: Path) -> RunRecord:
     for name, kind in fields.items():
         if not isinstance(record.get(name), kind):
             raise RecordError(f"'{path}' has no usable field '{name}'. It is half-written or foreign; run it again.")
-    for name, value in record["metrics"].items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise RecordError(f"'{path}' gives metric {name!r} as {value!r}, which is no number. Run it again.")
+    for field in ("metrics", "seconds"):
+        for name, value in record[field].items():
+            if not _is_number(value):
+                raise RecordError(f"'{path}' gives {field} {name!r} as {value!r}, which is no number. Run it again.")
+    if not all(isinstance(item, str) for item in record["overrides"]):
+        raise RecordError(f"'{path}' lists overrides that are not text. It is half-written or foreign; run it again.")
     return cast(RunRecord, record)
+
+
+def _is_number(value: Any) -> bool:
+    """Accept null (no such number), and what fits a float; true and false are no numbers."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1000
 
 
 class Prediction(NamedTuple):
@@ -250,16 +267,17 @@ def read_predictions(run: Path) -> list[Prediction]:
             if missing:
                 raise RecordError(f"'{path}' lacks the columns {sorted(missing)}. Run musicnet-evaluate on its run again.")
             chances = [name for name in columns if name.startswith("prob_")]
-            return [
-                Prediction(
-                    *(line[name] for name in ("split", "song", "group", "label", "predicted")),
-                    probabilities={name.removeprefix("prob_"): float(line[name]) for name in chances},
-                )
-                for line in reader
-            ]
+            rows = []
+            for line in reader:
+                if None in line or None in line.values():
+                    raise ValueError(f"line {reader.line_num} has not {len(columns)} cells")
+                numbers = {name.removeprefix("prob_"): float(line[name]) for name in chances}
+                texts = (line["split"], line["song"], line["group"], line["label"], line["predicted"])
+                rows.append(Prediction(*texts, numbers))
+            return rows
     except FileNotFoundError:
         raise RecordError(f"'{path}' does not exist. The run is not whole; run it again.") from None
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+    except (OSError, csv.Error, ValueError) as error:
         raise RecordError(f"'{path}' is damaged ({error}). Run it again with run.force=true.") from None
 
 

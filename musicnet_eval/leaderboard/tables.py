@@ -1,0 +1,157 @@
+"""A `Board` written for people (terminal, Markdown) and for programs (CSV, JSON)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from musicnet_eval import records
+from musicnet_eval.leaderboard.board import Board, Row
+from musicnet_eval.leaderboard.labels import SHOWN
+from musicnet_eval.leaderboard.text import duration, number, plain, size
+
+HEADINGS = ("#", "configuration", "runs", "songs", "mean", "sd", "gap", "parameters", "fit")
+LATER = ("ci_low", "ci_high", "p_value", "p_holm")  # named by the contract; null until there are intervals and tests
+COLUMNS = (
+    *("data", "protocol", "rank", "label", *SHOWN, "configuration", "runs", "songs", "mean", "sd", *LATER, "best_group"),
+    *("metric", "seeds", "folds", "groups", "chance", "at_chance", "gap", "parameters", "seconds"),
+)
+NOTHING = "No finished run."
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Write a row for reading, one text under each of `HEADINGS`."""
+    mark = " †" if row.chance and row.chance.not_beaten else ""
+    scores = (number(row.mean) + mark, number(row.sd), number(row.gap))
+    counts = (str(len(row.runs)), str(row.songs or "–"))
+    return (str(row.rank), row.label, *counts, *scores, size(row.parameters), duration(row.seconds))
+
+
+def as_rows(board: Board) -> list[dict[str, Any]]:
+    """Give all tables as one list of plain dictionaries; null where there is no such number, or not yet."""
+    return [_as_dict(row, board.metric) for table in board.tables for row in table.rows]
+
+
+def _as_dict(row: Row, metric: str) -> dict[str, Any]:
+    chance = row.chance
+    return {
+        "configuration": row.configuration,
+        "choices": row.choices,
+        "runs": len(row.runs),
+        "songs": row.songs,
+        "mean": row.mean,
+        "sd": row.sd,
+        **dict.fromkeys(LATER),
+        "rank": row.rank,
+        "best_group": None,
+        "label": row.label,
+        "metric": metric,
+        "seeds": row.repeats("seed"),
+        "folds": row.repeats("fold"),
+        "groups": chance.groups if chance else None,
+        "chance": chance.rate if chance else None,
+        "at_chance": chance.not_beaten if chance else None,
+        "gap": row.gap,
+        "parameters": row.parameters,
+        "seconds": row.seconds,
+    }
+
+
+def to_json(board: Board) -> str:
+    """Write the rows of all tables as one JSON list; each row's `choices` say whose table it is in."""
+    return json.dumps(as_rows(board), indent=1, default=str) + "\n"
+
+
+def to_csv(board: Board) -> str:
+    """Write the rows of all tables as one CSV; an empty cell where there is no such number."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in as_rows(board):
+        writer.writerow({key: _cell(value) for key, value in {**row["choices"], **row}.items()})
+    return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Write a value for a spreadsheet, which must not take a text from a record for a formula."""
+    if isinstance(value, list):
+        return " ".join(plain(item) for item in value)
+    if not isinstance(value, str):
+        return value
+    return f"'{plain(value)}" if value.startswith(("=", "+", "-", "@")) else plain(value)
+
+
+def to_markdown(board: Board) -> str:
+    """Write a section a table, and a list of the runs that are in none."""
+    parts = [] if board.tables else [NOTHING]
+    for table in board.tables:
+        parts += [f"## {_escaped(table.title)}", _pipes([HEADINGS, *map(cells, table.rows)]), *map(_escaped, table.notes)]
+    for heading, runs in board.listed():
+        items = (f"- `{run.name.replace('`', ' ')}` ({_escaped(run.state)}): {_escaped(run.message)}" for run in runs)
+        parts += [f"## {heading} ({len(runs)})", "\n".join(items)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<").replace("`", "\\`")
+
+
+def _pipes(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a Markdown table: pipes one below the other, the label to the left and numbers to the right."""
+    escaped = [[_escaped(cell) for cell in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(*escaped, strict=True)]
+    left = HEADINGS.index("configuration")
+    lines = [
+        " | ".join(
+            cell.ljust(width) if i == left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in escaped
+    ]
+    rule = " | ".join("-" * width if i == left else "-" * (width - 1) + ":" for i, width in enumerate(widths))
+    return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def show(board: Board, file: TextIO | None = None) -> None:
+    """Print the tables to the terminal, or to a file without colours."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    file = file or sys.stdout
+    # A pipe or a file has no width of its own: nothing is cut there.
+    console = Console(file=file, width=None if file.isatty() else 180, highlight=False)
+    if not board.tables:
+        console.print(NOTHING)
+    for table in board.tables:
+        grid = Grid(title=Text(table.title, style="bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
+        for heading in HEADINGS:
+            label = heading == "configuration"
+            grid.add_column(heading, justify="left" if label else "right", no_wrap=not label, overflow="fold")
+        for row in table.rows:
+            grid.add_row(*map(Text, cells(row)), style="dim" if row.chance and row.chance.not_beaten else "")
+        console.print(grid)
+        for note in table.notes:
+            console.print(Text(note, style="dim"))
+        console.print()
+    for heading, runs in board.listed():
+        console.print(Text(f"{heading} ({len(runs)})", style="bold"))
+        for run in runs:
+            console.print(Text(f"  {run.name} ({run.state}): {run.message}"))
+
+
+def to_terminal(board: Board) -> str:
+    """Write what `show` prints, without colours."""
+    file = io.StringIO()
+    show(board, file)
+    return file.getvalue()
+
+
+def write(board: Board, folder: Path) -> None:
+    """Write `leaderboard.md` and `leaderboard.csv` into a folder, each atomically."""
+    records.write_text(folder / "leaderboard.md", to_markdown(board))
+    records.write_text(folder / "leaderboard.csv", to_csv(board))

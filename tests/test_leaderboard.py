@@ -1,0 +1,435 @@
+"""The leaderboard against hand arithmetic, SciPy, pandas and the wording of what it must not hide."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_runs import predictions, write_failed, write_run, write_status
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from musicnet_eval import leaderboard, records
+from musicnet_eval.errors import ConfigError, RecordError
+from musicnet_eval.leaderboard.board import upper_quantile
+
+CONTRACT = [
+    *("configuration", "choices", "runs", "songs", "mean", "sd"),
+    *("ci_low", "ci_high", "p_value", "p_holm", "rank", "best_group"),
+]
+
+
+def only_row(folder: Path, **options) -> leaderboard.Row:
+    (table,) = leaderboard.collect([folder], **options).tables
+    (row,) = table.rows
+    return row
+
+
+def labels(folder: Path, **options) -> list[str]:
+    return [row.label for table in leaderboard.collect([folder], **options).tables for row in table.rows]
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_sd_are_those_of_the_statistics_module(tmp_path):
+    counts = [11, 14, 18]
+    for seed, correct in enumerate(counts):
+        write_run(tmp_path, correct, seed=seed)
+    row = only_row(tmp_path)
+    assert row.mean == pytest.approx(statistics.mean(c / 20 for c in counts))
+    assert row.sd == pytest.approx(statistics.stdev(c / 20 for c in counts))
+    assert row.gap == pytest.approx(statistics.mean(0.95 - 0.9 * c / 20 for c in counts))
+    assert (len(row.runs), row.songs, row.seconds, row.parameters) == (3, 20, 60.0, 11_170_000)
+
+
+def test_one_run_has_no_sd(tmp_path):
+    write_run(tmp_path)
+    row = only_row(tmp_path)
+    assert row.sd is None
+    assert "–" in leaderboard.to_markdown(leaderboard.collect([tmp_path]))
+
+
+def test_folds_test_different_songs(tmp_path):
+    for fold in range(3):
+        write_run(tmp_path, 10 + fold, fold=fold)
+    row = only_row(tmp_path)
+    assert (len(row.runs), row.songs, row.repeats("fold")) == (3, 60, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("test/song/accuracy", "good"), ("test/song/log_loss", "good"), ("gap/segment/accuracy", "good")]
+)
+def test_rank_follows_the_direction_of_the_metric(tmp_path, metric, best):
+    write_run(tmp_path, 18, backbone="good")
+    write_run(tmp_path, 12, backbone="poor")
+    (table,) = leaderboard.collect([tmp_path], metric).tables
+    assert [(row.rank, row.label) for row in table.rows] == [(1, best), (2, "poor")]
+
+
+def test_equal_means_share_a_rank(tmp_path):
+    for backbone, correct in (("a", 15), ("b", 15), ("c", 10)):
+        write_run(tmp_path, correct, backbone=backbone)
+    (table,) = leaderboard.collect([tmp_path]).tables
+    assert [row.rank for row in table.rows] == [1, 1, 3]
+
+
+@given(st.integers(1, 400), st.floats(0.001, 0.999), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_binomial_quantile_is_scipys(n, p, level):
+    assert upper_quantile(n, p, level) == stats.binom.ppf(level, n, p)
+
+
+def test_certain_guess_can_not_be_beaten():
+    assert upper_quantile(7, 1.0) == 7
+
+
+@pytest.mark.parametrize(
+    ("correct", "at_chance"), [(58, True), (59, False)]
+)  # P(X ≤ 58) = 0.956, P(X ≤ 57) = 0.933 for (100, 1/2)
+def test_at_chance_begins_where_the_binomial_says(tmp_path, correct, at_chance):
+    write_run(tmp_path, correct, songs=100)
+    board = leaderboard.collect([tmp_path])
+    chance = board.tables[0].rows[0].chance
+    assert (chance.rate, chance.not_beaten) == (0.5, at_chance)
+    text = leaderboard.to_markdown(board)
+    assert ("0.5800 †" in text) == at_chance
+    assert ("binomial" in text) == at_chance
+
+
+def test_more_seeds_are_not_more_songs(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path, 56, songs=100, seed=seed)
+    chance = only_row(tmp_path).chance
+    assert (chance.songs, chance.not_beaten) == (100, True)  # 280 of 500 independent songs would not be at chance
+    assert stats.binom.ppf(0.95, 500, 0.5) < 280
+
+
+def test_groups_count_where_they_are_fewer_than_songs(tmp_path):
+    write_run(tmp_path / "songs", 65, songs=100)
+    write_run(tmp_path / "groups", 65, songs=100, groups=10)
+    assert not only_row(tmp_path / "songs").chance.not_beaten
+    row = only_row(tmp_path / "groups")
+    assert (row.chance.groups, row.chance.not_beaten) == (10, True)  # 6.5 of 10; the quantile is 8
+
+
+def test_multilabel_has_no_chance(tmp_path):
+    rows = [row._replace(label="blues|jazz") for row in predictions(10, 20, ["blues", "jazz"])]
+    write_run(tmp_path, rows=rows)
+    assert only_row(tmp_path).chance is None
+
+
+# --- which runs make which row ------------------------------------------------------------------------------------------------
+
+
+def test_data_sets_and_protocols_are_never_mixed(tmp_path):
+    write_run(tmp_path, data="gtzan")
+    write_run(tmp_path, data="fma")
+    write_run(tmp_path, data="fma", protocol="official")
+    board = leaderboard.collect([tmp_path])
+    assert [(table.data, table.protocol) for table in board.tables] == [
+        ("fma", "group_kfold"),
+        ("fma", "official"),
+        ("gtzan", "group_kfold"),
+    ]
+    assert [(row["choices"]["data"], row["rank"]) for row in leaderboard.as_rows(board)] == [("fma", 1), ("fma", 1), ("gtzan", 1)]
+
+
+def test_a_run_found_twice_counts_once_and_is_named(tmp_path):
+    run = write_run(tmp_path / "runs", 15)
+    write_run(tmp_path / "runs", 16, seed=1)
+    shutil.copytree(run, tmp_path / "runs" / "zz-copy")
+    board = leaderboard.collect([tmp_path / "runs", run])
+    assert len(board.tables[0].rows[0].runs) == 2
+    assert [(listed.name, listed.message) for listed in board.duplicates] == [("zz-copy", f"the same run as {run.name}")]
+
+
+def test_a_copy_with_another_number_is_said_to_differ(tmp_path):
+    run = write_run(tmp_path, 15)
+    copy = tmp_path / "zz"
+    shutil.copytree(run, copy)
+    record = records.read_json(copy / "result.json")
+    record["metrics"]["test/song/accuracy"] = 0.99
+    records.write_json(copy / "result.json", record)
+    (listed,) = leaderboard.collect([tmp_path]).duplicates
+    assert "0.7500" in listed.message
+    assert "0.9900" in listed.message
+
+
+def test_label_shows_the_choices_that_differ(tmp_path):
+    write_run(tmp_path, 15, backbone="vgg11", loss="trusted")
+    write_run(tmp_path, 14, backbone="vgg11", loss="cross_entropy")
+    assert labels(tmp_path) == ["vgg11 · trusted", "vgg11 · cross_entropy"]
+
+
+def test_label_shows_every_override_that_tells_rows_apart(tmp_path):
+    quiet = [
+        "hydra.launcher.n_jobs=2",
+        "hydra/launcher=own",
+        "run.force=true",
+        "logger=wandb",
+        "data.root=/x",
+        "trainer.enable_progress_bar=false",
+    ]
+    for seed in range(2):
+        lr = ["1e-3", "0.001"][seed]  # the same number, written in two ways
+        write_run(
+            tmp_path, 15, seed=seed, overrides=[f"optimizer.lr={lr}", "trainer.max_epochs=3", *quiet[seed:]], config={"lr": 0.001}
+        )
+    write_run(tmp_path, 14, overrides=["++optimizer.lr=0.1", "trainer.max_epochs=3", "data.fold=0"], config={"lr": 0.1})
+    write_run(tmp_path, 13, overrides=["trainer.max_epochs=3", "augment=none"], config={"lr": 0.3})
+    assert labels(tmp_path) == ["resnet18 · optimizer.lr=0.001", "resnet18 · optimizer.lr=0.1", "resnet18"]
+
+
+def test_label_falls_back_on_the_config_and_then_on_the_name(tmp_path):
+    write_run(tmp_path / "yaml", 15, config={"optimizer": {"lr": 0.1}})
+    write_run(tmp_path / "yaml", 14, config={"optimizer": {"lr": 0.2}})
+    assert labels(tmp_path / "yaml") == ["resnet18 · optimizer.lr=0.1", "resnet18 · optimizer.lr=0.2"]
+    for number, correct in enumerate((15, 14)):  # other songs under the same config: only the configuration's name differs
+        run = write_run(tmp_path / "songs", correct)
+        record = records.read_json(run / "result.json")
+        records.write_json(run / "result.json", {**record, "configuration": f"{number}" * 12, "signature": f"{number}"})
+        run.rename(run.with_name(str(number)))
+    assert labels(tmp_path / "songs") == ["resnet18 · #000000", "resnet18 · #111111"]
+
+
+def test_rows_tested_on_other_songs_or_seeds_are_said_to_differ(tmp_path):
+    write_run(tmp_path, 15, backbone="a")
+    write_run(tmp_path, 15, backbone="b", seed=1, songs=30)
+    assert "differ in their seeds and folds and in their test songs" in leaderboard.to_markdown(leaderboard.collect([tmp_path]))
+
+
+# --- --by ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_by_averages_over_what_every_row_has(tmp_path):
+    scores = {("a", "ce"): 18, ("a", "trusted"): 16, ("b", "ce"): 12, ("b", "trusted"): 14}
+    for (backbone, loss), correct in scores.items():
+        write_run(tmp_path, correct, backbone=backbone, loss=loss)
+    (table,) = leaderboard.collect([tmp_path], by=["backbone"]).tables
+    assert [(row.label, row.mean, len(row.runs)) for row in table.rows] == [
+        ("a", pytest.approx(0.85), 2),
+        ("b", pytest.approx(0.65), 2),
+    ]
+    assert "averages over loss (ce, trusted)" in table.notes[-1]
+    assert "loss" not in table.rows[0].choices
+
+
+def test_by_refuses_to_compare_unlike_things(tmp_path):
+    for backbone, loss in (("a", "ce"), ("a", "trusted"), ("b", "ce")):
+        write_run(tmp_path, backbone=backbone, loss=loss)
+    with pytest.raises(ConfigError, match=r"differ in loss\. Use --by backbone,loss,"):
+        leaderboard.collect([tmp_path], by=["backbone"])
+
+
+def test_by_takes_an_overridden_key(tmp_path):
+    for lr in ("0.1", "0.2"):
+        write_run(tmp_path, overrides=[f"optimizer.lr={lr}"], config={"lr": lr})
+    assert labels(tmp_path, by=["optimizer.lr"]) == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+
+
+def test_by_names_the_nearest(tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'backbone'"):
+        leaderboard.collect([tmp_path], by=["bakbone"])
+
+
+# --- what is in no mean -------------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_did_not_finish_are_listed(tmp_path):
+    write_run(tmp_path)
+    write_failed(tmp_path / "oom", "RuntimeError: out of memory\nand more")
+    write_status(tmp_path / "going", "running")
+    write_status(tmp_path / "cut", "interrupted")
+    board = leaderboard.collect([tmp_path])
+    assert [(run.name, run.state) for run in board.failures] == [("cut", "interrupted"), ("going", "running"), ("oom", "failed")]
+    assert board.failures[2].message == "RuntimeError: out of memory"
+    assert "epoch 3" in board.failures[1].message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1}', "\x00", '"text"', "9" * 5000])
+def test_damaged_records_are_named_and_left_out(tmp_path, content):
+    write_run(tmp_path)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "result.json").write_text(content)
+    board = leaderboard.collect([tmp_path])
+    assert [run.name for run in board.damaged] == ["bad"]
+    assert len(board.tables[0].rows[0].runs) == 1
+
+
+@pytest.mark.parametrize("name", ["status.json", "failed.json"])
+def test_damaged_status_is_named(tmp_path, name):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / name).write_text("{")
+    assert [run.name for run in leaderboard.collect([tmp_path]).damaged] == ["bad"]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_run_without_the_number_is_listed_never_averaged(tmp_path, value):
+    write_run(tmp_path, 15)
+    run = write_run(tmp_path, 10, seed=1)
+    record = records.read_json(run / "result.json")
+    record["metrics"]["test/song/accuracy"] = value
+    (run / "result.json").write_text(json.dumps(record))
+    board = leaderboard.collect([tmp_path])
+    assert board.tables[0].rows[0].values == (0.75,)
+    assert [listed.name for listed in board.missing] == [run.name]
+
+
+def test_a_record_without_predictions_is_ranked_and_named(tmp_path):
+    run = write_run(tmp_path, 15)
+    (run / "predictions.csv").unlink()
+    board = leaderboard.collect([tmp_path])
+    row = board.tables[0].rows[0]
+    assert (row.mean, row.songs, row.chance) == (0.75, None, None)
+    assert "predictions.csv" in board.missing[0].message
+
+
+def test_unknown_metric_names_the_nearest(tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'test/song/accuracy'"):
+        leaderboard.collect([tmp_path], "test/song/acuracy")
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(RecordError, match="nowhere"):
+        leaderboard.collect([tmp_path / "nowhere"])
+
+
+# --- formats ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def board(tmp_path):
+    write_run(tmp_path, 15, backbone="a|b", seed=0)
+    write_run(tmp_path, 17, backbone="a|b", seed=1)
+    write_run(tmp_path, 12, backbone="plain", loss="a,b")
+    write_run(tmp_path, 12, data="other")
+    return leaderboard.collect([tmp_path])
+
+
+def test_json_rows_have_the_keys_of_the_contract(board):
+    rows = json.loads(leaderboard.to_json(board))
+    assert len(rows) == 3
+    for row in rows:
+        assert list(row)[: len(CONTRACT)] == CONTRACT
+        assert {row[key] for key in ("ci_low", "ci_high", "p_value", "p_holm", "best_group")} == {None}
+    best = next(row for row in rows if row["choices"]["backbone"] == "a|b")
+    assert (best["mean"], best["runs"], best["rank"], best["seeds"]) == (0.8, 2, 1, [0, 1])
+
+
+def test_csv_reads_back_with_pandas(board):
+    frame = pd.read_csv(io.StringIO(leaderboard.to_csv(board)), dtype={"configuration": str})
+    rows = leaderboard.as_rows(board)
+    assert frame["mean"].tolist() == [row["mean"] for row in rows]
+    assert frame["label"].tolist() == [row["label"] for row in rows]
+    assert frame["configuration"].tolist() == [row["configuration"] for row in rows]
+    assert frame["sd"].isna().tolist() == [row["sd"] is None for row in rows]
+    assert frame["data"].tolist() == ["other", "toy", "toy"]
+
+
+def test_markdown_pipes_stand_below_each_other(board):
+    lines = [line for line in leaderboard.to_markdown(board).splitlines() if line.startswith("|")]
+    tables = [lines[:3], lines[3:]]
+    for table in tables:
+        bare = [line.replace("\\|", "__") for line in table]
+        assert len({tuple(i for i, char in enumerate(line) if char == "|") for line in bare}) == 1
+    assert any("a\\|b" in line for line in lines)
+
+
+def test_texts_of_strangers_stay_text(tmp_path, capsys):
+    write_run(tmp_path, backbone="[red]x[/red]\x1b[31m\n\u202eevil <script>", loss="=1+1")
+    write_failed(tmp_path / "f", "\x1b]0;title\x07 [bold]oops[/bold]")
+    board = leaderboard.collect([tmp_path])
+    leaderboard.show(board)
+    shown = capsys.readouterr().out
+    assert "[red]x[/red]" in shown
+    assert "[bold]oops[/bold]" in shown
+    assert not set("\x1b\x07\u202e") & set(shown + leaderboard.to_markdown(board) + leaderboard.to_csv(board))
+    assert "\\<script>" in leaderboard.to_markdown(board)
+    assert pd.read_csv(io.StringIO(leaderboard.to_csv(board)))["loss"].tolist() == ["'=1+1"]
+
+
+def test_write_leaves_two_whole_files(board, tmp_path):
+    leaderboard.write(board, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["leaderboard.csv", "leaderboard.md"]
+    assert (tmp_path / "out" / "leaderboard.md").read_text(encoding="utf8") == leaderboard.to_markdown(board)
+
+
+def test_write_says_that_nothing_finished(tmp_path):
+    write_failed(tmp_path / "f")
+    leaderboard.write(leaderboard.collect([tmp_path]), tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf8")
+    assert "No finished run" in text
+    assert "out of memory" in text
+
+
+# --- the command --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["terminal", "md", "csv", "json"])
+def test_command_prints_and_writes_every_format(tmp_path, capsys, form):
+    write_run(tmp_path / "runs", 17)
+    assert leaderboard.main([str(tmp_path / "runs"), "--format", form]) == 0
+    assert "0.85" in capsys.readouterr().out
+    assert leaderboard.main([str(tmp_path / "runs"), "--format", form, "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert "0.85" in (tmp_path / "out").read_text(encoding="utf8")
+
+
+def test_command_stays_at_0_with_damaged_and_failed_runs(tmp_path, capsys):
+    write_run(tmp_path)
+    write_failed(tmp_path / "failed")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "result.json").write_text("{")
+    assert leaderboard.main([str(tmp_path), "--format", "json"]) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 1
+    assert "out of memory" in said.err
+    assert "bad" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "not a folder"),
+        (["empty"], "no finished run"),
+        (["runs", "--metric", "test/song/f1"], "is in none"),
+        (["runs", "--by", "seed"], "neither a choice"),
+        (["runs", "--output", "empty"], "cannot be written"),
+    ],
+)
+def test_command_says_what_is_wrong_and_exits_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "runs")
+    assert leaderboard.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_names_the_failures_when_nothing_finished(tmp_path, capsys):
+    write_failed(tmp_path / "f")
+    assert leaderboard.main([str(tmp_path)]) == 2
+    assert "out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["leaderboard"])
+def test_help_loads_nothing_heavy(name):
+    code = (
+        f"import sys; from musicnet_eval.{name} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as leave: assert leave.code == 0\n"
+        "heavy = {'torch', 'scipy', 'lightning', 'hydra', 'numpy', 'matplotlib', 'jinja2', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes" in done.stdout
