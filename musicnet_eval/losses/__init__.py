@@ -11,6 +11,24 @@ What is the paper's and what is ours: the formula printed in the paper (Li et al
 """
 
 from musicnet_eval.losses.balanced_trusted import BalancedTrustedLoss, balanced_trusted_loss, sample_trust
+from musicnet_eval.losses.baselines import (
+    ConfidencePenaltyLoss,
+    FocalLoss,
+    GeneralizedCrossEntropyLoss,
+    Poly1Loss,
+    SymmetricCrossEntropyLoss,
+)
 from musicnet_eval.losses.class_balance import log_class_prior, make_class_weights
 
-__all__ = ["BalancedTrustedLoss", "balanced_trusted_loss", "log_class_prior", "make_class_weights", "sample_trust"]
+__all__ = [
+    "BalancedTrustedLoss",
+    "ConfidencePenaltyLoss",
+    "FocalLoss",
+    "GeneralizedCrossEntropyLoss",
+    "Poly1Loss",
+    "SymmetricCrossEntropyLoss",
+    "balanced_trusted_loss",
+    "log_class_prior",
+    "make_class_weights",
+    "sample_trust",
+]
