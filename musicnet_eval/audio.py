@@ -62,7 +62,8 @@ def decode(path: Path, sample_rate: int, max_seconds: float | None = None) -> Pc
         import soxr
 
         mono = soxr.resample(mono, source_rate, sample_rate, quality="HQ")
-    return np.clip(np.rint(mono * PCM_SCALE), -32768, 32767).astype(np.int16)
+    pcm: Pcm = np.clip(np.rint(mono * PCM_SCALE), -32768, 32767).astype(np.int16)
+    return pcm
 
 
 class DecodedCache:
@@ -101,7 +102,7 @@ class DecodedCache:
             pcm = decode(source, self.sample_rate, self.max_seconds)
             try:
                 with replacing(target) as temporary:
-                    temporary.write_bytes(memoryview(pcm).cast("B"))
+                    temporary.write_bytes(pcm.data.cast("B"))
             except OSError as error:
                 raise DataError(
                     f"The decoded cache '{self.folder}' cannot be written ({error.strerror}). "
@@ -189,4 +190,4 @@ def pcm_length(path: Path) -> int:
 
 def read_pcm(path: str, start: int, out: Pcm) -> int:
     """Read samples from `start` on into `out` (a contiguous row of the batch) and give how many there were."""
-    return os.preadv(_open(path).descriptor, [memoryview(out).cast("B")], 2 * start) // 2
+    return os.preadv(_open(path).descriptor, [out.data.cast("B")], 2 * start) // 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -60,8 +60,9 @@ class MusicClassifier(lightning.LightningModule):
         self.make_scheduler = scheduler
         self.train_metrics = training_metrics(classes)
         self.eval_metrics = nn.ModuleDict({split: segment_metrics(split, classes) for split in EVAL_SPLITS})
-        self.losses = nn.ModuleDict({split: mean_metric() for split in ("train", *EVAL_SPLITS)})
-        self.log_losses = nn.ModuleDict({split: mean_metric() for split in ("train", *EVAL_SPLITS)})
+        self.means = nn.ModuleDict(
+            {f"{split}_{name}": mean_metric() for split in ("train", *EVAL_SPLITS) for name in ("loss", "log_loss")}
+        )
         self.votes = nn.ModuleDict({split: SongVotes(num_songs, classes) for split in EVAL_SPLITS})
         self.last_votes: dict[str, Votes] = {}
 
@@ -73,8 +74,9 @@ class MusicClassifier(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         del batch, batch_idx
-        if hasattr(self.loss, "set_progress"):
-            self.loss.set_progress(self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
+        set_progress = getattr(self.loss, "set_progress", None)  # a loss that changes over the training
+        if callable(set_progress):
+            set_progress(self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
@@ -107,33 +109,31 @@ class MusicClassifier(lightning.LightningModule):
         scores = self(batch["image"])
         self._loss(scores, batch["label"], split)
         self._metrics(split).update(scores, batch["label"])
-        self.votes[split].update(scores.float().softmax(dim=1), batch["song"], batch["label"])
+        cast(SongVotes, self.votes[split]).update(scores.float().softmax(dim=1), batch["song"], batch["label"])
 
     def _eval_end(self, split: str) -> None:
-        votes = self.votes[split].compute()
-        self.votes[split].reset()
+        gathered = cast(SongVotes, self.votes[split])
+        votes: Votes = gathered.compute()
+        gathered.reset()
         self.last_votes[split] = votes
         self._log_and_reset(self._metrics(split), split)
         self.log_dict(song_metrics(split, votes.probabilities, votes.labels))
 
     def _metrics(self, split: str) -> MetricCollection:
-        metrics = self.eval_metrics[split]
-        assert isinstance(metrics, MetricCollection)
-        return metrics
+        return cast(MetricCollection, self.eval_metrics[split])
 
     def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
         """Compute the loss, and note it beside plain cross-entropy: only the latter compares across losses."""
         loss: Tensor = self.loss(scores, label)
-        self.losses[split].update(loss.detach(), len(label))
-        self.log_losses[split].update(F.cross_entropy(scores.detach().float(), label), len(label))
+        cast(MeanMetric, self.means[f"{split}_loss"]).update(loss.detach(), len(label))
+        cast(MeanMetric, self.means[f"{split}_log_loss"]).update(F.cross_entropy(scores.detach().float(), label), len(label))
         return loss
 
     def _log_and_reset(self, metrics: MetricCollection, split: str) -> None:
         self.log_dict(metrics.compute())
         metrics.reset()
-        for name, group in (("loss", self.losses), ("log_loss", self.log_losses)):
-            mean = group[split]
-            assert isinstance(mean, MeanMetric)
+        for name in ("loss", "log_loss"):
+            mean = cast(MeanMetric, self.means[f"{split}_{name}"])
             self.log(f"{split}/segment/{name}", mean.compute())
             mean.reset()
 

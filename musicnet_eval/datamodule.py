@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from musicnet_eval.audio import PCM_SCALE, DecodedCache, pcm_length
+from musicnet_eval.audio import PCM_SCALE, DecodedCache, pcm_length, read_pcm
 from musicnet_eval.contracts import SPLITS, Batch, DataFacts, Track
 from musicnet_eval.datasets import class_counts, classes_of
 from musicnet_eval.errors import ConfigError, DataError
@@ -74,7 +75,7 @@ class MusicDataModule(lightning.LightningDataModule):
                 _check_range(key, value, 0.01, 86_400, "seconds, or null")
         self.tracks = list(tracks)
         self.spectrogram = spectrogram
-        self.augment = augment
+        self.augment = augment or None  # conf/augment/none.yaml leaves an empty node
         self.sample_rate = int(sample_rate)
         self.segment = round(segment_seconds * sample_rate)
         self.hop = self.segment if hop_seconds is None else max(1, round(hop_seconds * sample_rate))
@@ -194,9 +195,19 @@ class MusicDataModule(lightning.LightningDataModule):
             image: Tensor = self.spectrogram.to(audio.device)(audio)
         return image
 
-    def track(self, index: int) -> Track:
-        """Give the track behind a batch's `song` index."""
-        return self.tracks[index]
+    def count_tracks(self) -> dict[str, int]:
+        """Count the usable tracks of each split."""
+        return {split: len(songs) for split, songs in self._songs.items()}
+
+    def examples(self, device: torch.device) -> list[tuple[str, str, Tensor]]:
+        """Give one training example a class: class name, track id, and the image `[K, F, N]` of the middle of the song."""
+        first = {song.label: song for song in reversed(self._songs["train"])}
+        audio = np.zeros((len(first), self.segment), dtype=np.int16)
+        for row, label in zip(audio, sorted(first), strict=True):
+            read_pcm(first[label].pcm, max(0, (first[label].length - self.segment) // 2), row)
+        images = self.image(torch.from_numpy(audio).to(device).float() / PCM_SCALE)
+        rows = zip(sorted(first), images, strict=True)
+        return [(self.classes[label], self.tracks[first[label].index].id, image) for label, image in rows]
 
 
 class _WholeBatches(torch.utils.data.Dataset[Batch]):

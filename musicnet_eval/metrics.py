@@ -1,7 +1,7 @@
 """The numbers a run is judged by. Layer 1.
 
-Keys are `split/level/name`: `val/song/accuracy`, `test/segment/f1_macro`. A segment is what the network sees; a song is what users
-count. `SongVotes` gathers a song's segments by their mean probability (ties go to the class that comes first), each segment
+Keys are `split/level/name`: `val/song/accuracy`, `test/segment/f1_macro`. A segment is what the network sees; a song is what
+users count. `SongVotes` gathers a song's segments by their mean probability (ties go to the class that comes first), each segment
 counted once however batches and processes are cut.
 """
 
@@ -30,7 +30,8 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
 def balanced_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Average the recall of the classes that are present."""
     recall = multiclass_recall(probabilities, labels, probabilities.shape[1], average="none")
-    return recall[labels.unique()].mean()
+    present = torch.bincount(labels, minlength=len(recall)) > 0
+    return recall[present].mean()
 
 
 def f1_macro(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -66,8 +67,9 @@ def song_metrics(split: str, probabilities: Tensor, labels: Tensor) -> dict[str,
 
 def training_metrics(num_classes: int) -> MetricCollection:
     """Give the running segment metrics of the training split: the least that shows over-fitting."""
-    scores = {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
-    return MetricCollection(scores, prefix="train/segment/")
+    return MetricCollection(
+        {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}, prefix="train/segment/"
+    )
 
 
 def segment_metrics(split: str, num_classes: int) -> MetricCollection:

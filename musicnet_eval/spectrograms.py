@@ -50,6 +50,8 @@ class LogMel(nn.Module):
         Triangular filters of height 1 on the mel scale of Slaney, Auditory Toolbox, 1998 (librosa: `htk=False, norm=None`).
     """
 
+    bank: Tensor
+
     def __init__(
         self,
         sample_rate: int = 22050,

@@ -1,0 +1,197 @@
+"""Lightning callbacks that watch a run: status and heartbeat, `metrics.csv`, throughput, pictures, progress. Layer 3.
+
+They meet data and model through the trainer alone. Those that only look are listed in `records.LOOKING_CALLBACKS`, since they
+cannot change a run's numbers; `StepSeed` does, and every run has it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from musicnet_eval import records, runs
+
+
+class StepSeed(Callback):
+    """Seed torch before every training step from (seed, rank, step): dropout draws the same in a resumed run.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        del pl_module, batch, batch_idx
+        torch.manual_seed(((self.seed * 1009 + trainer.global_rank) << 32) + trainer.global_step)
+
+
+class Heartbeat(Callback):
+    """Keep `status.json` fresh: epoch and time of the last sign of life.
+
+    Args:
+        folder: The run's folder.
+        every_seconds: Least time between two writes, seconds.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 15.0) -> None:
+        self.folder = folder
+        self.every_seconds = every_seconds
+        self._last = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if time.monotonic() - self._last > self.every_seconds:
+            self._beat(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        self._beat(trainer)
+
+    def _beat(self, trainer: Trainer) -> None:
+        self._last = time.monotonic()
+        if trainer.is_global_zero:
+            runs.update_status(self.folder, epoch=trainer.current_epoch, epochs=trainer.max_epochs, step=trainer.global_step)
+
+
+class MetricsTable(Checkpoint):
+    """Append one row an epoch to `metrics.csv`: `epoch,step,<metric keys>`, whatever the logger.
+
+    It is a `Checkpoint` because Lightning calls those after the model has logged its training metrics.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {name: f"{float(value):.7g}" for name, value in sorted(trainer.callback_metrics.items())}
+        self._append(Path(trainer.default_root_dir) / records.METRICS, row)
+
+    def _append(self, path: Path, row: dict[str, Any]) -> None:
+        columns = list(row)
+        old: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf8") as file:
+                reader = csv.DictReader(file)
+                # A resumed run repeats nothing: rows from this epoch on belong to an attempt that was cut short.
+                old = [line for line in reader if int(line["epoch"]) < row["epoch"]]
+                columns = [*(reader.fieldnames or []), *(name for name in columns if name not in (reader.fieldnames or []))]
+        with records.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows([*old, row])
+
+
+class Throughput(Callback):
+    """Measure segments a second in training; the first epoch, which warms up, is left out when there are others."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, float]] = []
+        self._count = 0
+        self._began = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        self._count, self._began = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        del pl_module, outputs, batch_idx
+        self._count += len(batch["label"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._count:
+            self.epochs.append((self._count, time.perf_counter() - self._began))
+            self._count = 0
+
+    def result(self) -> dict[str, float]:
+        """Give `train_segments_per_second`, or nothing when no epoch was finished."""
+        counted = self.epochs[1:] or self.epochs
+        seconds = sum(spent for _, spent in counted)
+        return {"train_segments_per_second": sum(count for count, _ in counted) / seconds} if seconds else {}
+
+
+class Pictures(Callback):
+    """Draw one spectrogram a class, as the network sees it, into `pictures/`, with `spectrograms.json` naming them.
+
+    Args:
+        height: Least height of a picture in pixels; small images are enlarged by whole factors.
+    """
+
+    def __init__(self, height: int = 160) -> None:
+        self.height = height
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        folder = Path(trainer.default_root_dir) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, (name, song, image) in enumerate(data.examples(pl_module.device)):
+            file = f"spectrogram-{number}.png"
+            _draw(image[0].cpu().numpy(), folder / file, self.height)
+            seconds = data.segment / data.sample_rate
+            caption = f"{image.shape[1]} bins from low (bottom) to high, {seconds:g} s from left to right"
+            entries.append({"class": name, "song": song, "file": file, "caption": caption})
+        with records.replacing(folder / "spectrograms.json") as temporary:
+            temporary.write_text(json.dumps(entries, indent=1), encoding="utf8")
+
+
+# Dark to bright through purple and orange, as of our own choosing: equal steps of lightness, readable without colour.
+_PALETTE = np.array([[8, 6, 30], [72, 18, 107], [170, 44, 98], [238, 117, 63], [252, 246, 190]], dtype=float)
+
+
+def _draw(image: np.ndarray[Any, np.dtype[np.float32]], path: Path, height: int) -> None:
+    """Save one image `[F, N]` as a PNG, low bins at the bottom, stretched from its lowest to its highest value."""
+    from PIL import Image
+
+    low, high = float(image.min()), float(image.max())
+    level = (image[::-1] - low) / (high - low or 1.0)
+    anchors = np.linspace(0, 1, len(_PALETTE))
+    colour = np.stack([np.interp(level, anchors, _PALETTE[:, channel]) for channel in range(3)], axis=-1)
+    factor = max(1, -(-height // image.shape[0]))
+    picture = np.rint(colour).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
+    Image.fromarray(picture).save(path, optimize=True)
+
+
+class Progress(lightning.pytorch.callbacks.RichProgressBar):
+    """Show a rich progress bar of epochs and batches, refreshed rarely enough to cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=4)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Write each checkpoint beside its place and move it there, so that a kill never leaves half a file.
+
+    Lightning's own goes through the system's temporary folder, whose move is no longer atomic on another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        del storage_options
+        with records.replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def checkpoints(folder: Path, monitor: str, mode: str) -> list[Callback]:
+    """Make the checkpoint callbacks: the best by `monitor`, weights only, and the last with all that a resumed run needs."""
+    common: dict[str, Any] = {
+        "dirpath": folder / "checkpoints",
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=True, **common)
+    last = ModelCheckpoint(filename="last", monitor=None, save_top_k=1, save_on_train_epoch_end=True, **common)
+    return [best, last]

@@ -1,0 +1,215 @@
+"""Configs: where they lie, how they are composed, checked and resolved, and what may be built from them.
+
+What a user types is built as typed. What comes out of a run folder may be a stranger's: from it only targets that our own
+`conf/` names, or that a plugin of the present command line defines, are built. A name pattern would not do, since
+`torch.nn.modules.module.torch.load` matches `torch.nn.*`: the list holds whole names, and a plugin's object must say that it was
+defined there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from musicnet_eval.errors import ConfigError, MusicnetError, RecordError
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"  # in the wheel; in a checkout
+SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential)")
+_ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
+
+OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).expanduser().stem, replace=True)
+
+
+# --- composing and resolving --------------------------------------------------------------------------------------------------
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose the training config outside of a Hydra application.
+
+    Raises:
+        ConfigError: Hydra cannot compose it: an unknown key or choice.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose("train", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"The overrides {list(overrides)} do not compose: {str(error).strip()}") from None
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Resolve a composed config into plain containers, without Hydra's own node.
+
+    Raises:
+        ConfigError: A mandatory key is missing, or an interpolation leads nowhere.
+    """
+    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given, and is not. Say {missing[0]}=VALUE on the command line.")
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The config cannot be resolved: {str(error).splitlines()[0]}") from None
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return cast(dict[str, Any], plain)
+
+
+def without_secrets(config: DictConfig) -> dict[str, Any]:
+    """Resolve a config for writing down, with `***` in place of anything that smells of a secret.
+
+    That is: a value whose key says so, one read from an environment variable whose name says so, and one that equals such a
+    variable's value.
+    """
+    secrets = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
+
+    def masked(key: str, raw: Any, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: masked(str(name), raw.get(name) if isinstance(raw, dict) else None, v) for name, v in value.items()}
+        if isinstance(value, list):
+            raws = raw if isinstance(raw, list) else [None] * len(value)
+            return [masked(key, r, v) for r, v in zip(raws, value, strict=True)]
+        from_env = isinstance(raw, str) and any(SECRET.search(name) for name in _ENV.findall(raw))
+        named = isinstance(value, str) and bool(SECRET.search(key))
+        held = isinstance(value, str) and any(secret in value for secret in secrets)
+        return "***" if from_env or named or held else value
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    return cast(dict[str, Any], masked("", raw, resolved(config)))
+
+
+def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:
+    """Mask the values of overrides whose key says that it is a secret."""
+    return [f"{o.partition('=')[0]}=***" if SECRET.search(o.partition("=")[0]) else o for o in overrides]
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse values that no part would refuse by itself before the training begins."""
+    seed, epochs, threads = config.get("seed"), (config.get("trainer") or {}).get("max_epochs"), config.get("num_threads")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ConfigError(f"seed={seed!r} must be a whole number from 0 to {2**31 - 1}.")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f"trainer.max_epochs={epochs!r} must be a whole number, at least 1.")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
+        raise ConfigError(f"num_threads={threads!r} must be a whole number from 1 to 1024, or null for torch's own choice.")
+    if not isinstance(config.get("backbone"), str):
+        raise ConfigError(f"backbone={config.get('backbone')!r} must be the name of a network, as in backbone=resnet18.")
+    if config.get("monitor_mode") not in ("min", "max"):
+        raise ConfigError(f"monitor_mode={config.get('monitor_mode')!r} must be min or max.")
+    for key, choices in (("on_error", ("continue", "stop")), ("keep_checkpoints", ("all", "best", "none"))):
+        if config["run"].get(key) not in choices:
+            raise ConfigError(f"run.{key}={config['run'].get(key)!r} must be one of {', '.join(choices)}.")
+    if config["paths"]["cache"] is None or config["paths"]["runs"] is None:
+        raise ConfigError("paths.cache and paths.runs must be folders. Leave them out to take the defaults.")
+
+
+# --- building -----------------------------------------------------------------------------------------------------------------
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Import the modules that the present command line names; they may lie in the folder where it is called.
+
+    Raises:
+        ConfigError: A module cannot be imported.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"plugins={names!r} must be a list of module names, as in plugins=[mylab.nets].")
+    if names and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a plugin is a stranger's code: whatever it raises, say which one it was
+            raise ConfigError(
+                f"plugins=[{name}] cannot be imported ({type(error).__name__}: {error}). Is it on PYTHONPATH?"
+            ) from error
+
+
+def build(node: Any, what: str, **facts: Any) -> Any:
+    """Build a `_target_` node, with errors that say which part could not be made and why.
+
+    Args:
+        node: Plain containers with a `_target_`, or anything else, which is handed back as it is.
+        what: The config key, for the error.
+        facts: Further arguments of the target.
+    """
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return node
+    try:
+        if not facts:
+            return instantiate(dict(node), _convert_="all")
+        # Facts go in by a call: Hydra would turn dataclasses among its arguments into configs.
+        return instantiate({**node, "_partial_": True}, _convert_="all")(**facts)
+    except MusicnetError:
+        raise
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError, RuntimeError, ImportError, OSError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, MusicnetError):
+            cause = cause.__cause__
+        if isinstance(cause, MusicnetError):
+            raise cause from None
+        reason = " ".join(str(cause).split())[:400]
+        raise ConfigError(f"{what} cannot be made from {node['_target_']} ({type(cause).__name__}: {reason}). Mend {what}.*") from error
+
+
+def check_stored(config: Mapping[str, Any], plugins: Sequence[str]) -> None:
+    """Refuse a config out of a run folder that names anything but shipped targets and the present plugins' own.
+
+    Args:
+        config: The part that is going to be built.
+        plugins: Modules named on the present command line, imported already.
+
+    Raises:
+        RecordError: A target that is neither.
+    """
+    from hydra.utils import get_object
+
+    for target in _targets(config):
+        if target in shipped_targets():
+            continue
+        owners = [name for name in plugins if target.startswith(f"{name}.")]
+        if any(
+            str(getattr(get_object(target), "__module__", "")).split(".")[: len(o.split("."))] == o.split(".") for o in owners
+        ):
+            continue
+        raise RecordError(
+            f"The run's config wants to build {target!r}, which musicnet_eval does not ship. If it is yours and you trust it, "
+            f"name its module: plugins=[{target.rpartition('.')[0]}]."
+        )
+
+
+@cache
+def shipped_targets() -> frozenset[str]:
+    """List every `_target_` that a YAML under our `conf/` names."""
+    import yaml
+
+    return frozenset(
+        target for path in sorted(CONF.rglob("*.yaml")) for target in _targets(yaml.safe_load(path.read_text(encoding="utf8")))
+    )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _targets(value)

@@ -1,0 +1,187 @@
+"""Evaluate a finished run again, perhaps on other data: `musicnet-evaluate RUN_DIR [overrides]`.
+
+The network and its front end are the run's own; only `data.*` and `trainer.*` may be turned. What comes out goes to
+`RUN_DIR/evaluations/<hash>/` (`evaluation.json`, `predictions.csv`); the run's own `result.json` is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from musicnet_eval import configs, records
+from musicnet_eval.contracts import RunRecord, Track
+from musicnet_eval.datasets import assign_splits, fingerprint
+from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
+
+SPLITS = ("val", "test")
+TURNABLE = ("data", "trainer", "num_threads", "plugins")
+
+
+def score(trainer: Any, model: Any, data: Any) -> tuple[dict[str, float], list[records.Prediction]]:
+    """Run a network over validation and test, and give the metrics and one prediction a song."""
+    metrics: dict[str, float] = {}
+    predictions: list[records.Prediction] = []
+    for split, run in (("val", trainer.validate), ("test", trainer.test)):
+        run(model, datamodule=data, verbose=False)
+        found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        metrics |= {key: value for key, value in found.items() if key.startswith(f"{split}/")}
+        predictions += _predictions(split, data, model.last_votes[split])
+    return metrics, predictions
+
+
+def _predictions(split: str, data: Any, votes: Any) -> list[records.Prediction]:
+    classes = data.facts.classes
+    rows = []
+    for song, chances in zip(votes.songs.tolist(), votes.probabilities.cpu(), strict=True):
+        track: Track = data.tracks[song]
+        predicted = classes[int(chances.argmax())]
+        by_class = dict(zip(classes, chances.tolist(), strict=True))
+        rows.append(records.Prediction(split, track.id, track.group, "|".join(track.labels), predicted, by_class))
+    return rows
+
+
+def load_weights(model: Any, checkpoint: Path, prefix: str = "") -> None:
+    """Load a checkpoint's weights, tensors only; with a prefix, those below it.
+
+    Raises:
+        RecordError: No such file, a file that is no checkpoint or holds more than tensors, or one of another network.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    if not checkpoint.is_file():
+        raise RecordError(f"'{checkpoint}' does not exist. Train with run.keep_checkpoints=best, or run it again.")
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, zipfile.BadZipFile, OSError) as error:
+        raise RecordError(f"'{checkpoint}' is not a checkpoint of tensors only ({str(error).splitlines()[0]}).") from None
+    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise RecordError(f"'{checkpoint}' belongs to another network than its config says: {' '.join(lines)[:300]}") from None
+
+
+def evaluate(run: Path, overrides: list[str]) -> Path:
+    """Evaluate a run and give the folder that holds what came out."""
+    record = records.read_result(run)
+    config, plugins = _config(record, overrides)
+    import lightning
+    import torch
+
+    if config["num_threads"]:
+        torch.set_num_threads(config["num_threads"])
+    tracks = configs.build(config["data"]["index"], "data.index")
+    choice = config["data"]
+    split = assign_splits(tracks, choice["protocol"], choice["fold"], choice["folds"], choice["split_seed"])
+    data = configs.build(config["datamodule"], "datamodule", tracks=split)
+    data.setup()
+    if list(data.facts.classes) != list(record["facts"]["classes"]):
+        differing = sorted(set(data.facts.classes) ^ set(record["facts"]["classes"]))
+        raise DataError(f"The data has other classes than the run was trained on; differing: {differing}. Mend data.* to match.")
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
+    load_weights(model, run / "checkpoints" / "best.ckpt")
+    trainer = configs.build(
+        config["trainer"],
+        "trainer",
+        logger=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(run),
+    )
+    metrics, predictions = score(trainer, model, data)
+    name = hashlib.sha256(records.canonical([config, fingerprint(split)]).encode()).hexdigest()[:12]
+    folder = run / "evaluations" / name
+    records.write_predictions(folder, predictions, data.facts.classes)
+    about = {
+        "schema": records.SCHEMA,
+        "run": record["signature"],
+        "overrides": overrides,
+        "plugins": plugins,
+        "tracks": data.count_tracks(),
+        "metrics": metrics,
+        "finished": records.now(),
+    }
+    records.write_json(folder / "evaluation.json", about)
+    _print(metrics)
+    return folder
+
+
+def _config(record: RunRecord, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take the stored config, with data and trainer composed anew when something of them is turned."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if "=" not in override or key.split(".")[0] not in TURNABLE:
+            raise ConfigError(
+                f"{override!r} cannot be turned in an evaluation; only {', '.join(TURNABLE)} can. Train another run."
+            )
+    config = dict(record["config"])
+    plugins: list[str] = []
+    if overrides:
+        kept = [o for o in record["overrides"] if not o.lstrip("+~").startswith(("hydra", "plugins"))]
+        turned = configs.resolved(configs.compose([*kept, *overrides]))
+        plugins = turned["plugins"]
+        config |= {key: turned[key] for key in ("data", "datamodule", "trainer", "num_threads")}
+        config["datamodule"] = {**turned["datamodule"], "spectrogram": config["spectrogram"], "augment": None}
+    configs.import_plugins(plugins)
+    stored = [name for name in record["config"].get("plugins", []) if name not in plugins]
+    if stored:
+        print(f"note: the run was trained with plugins={stored}, which are not imported unless you name them.", file=sys.stderr)
+    configs.check_stored({key: config[key] for key in ("data", "datamodule", "model", "trainer")}, plugins)
+    # The checkpoint brings all weights: nothing is to be fetched, from anywhere.
+    model = dict(config["model"])
+    model["backbone_options"] = {**model["backbone_options"], "pretrained": False, "checkpoint_path": None}
+    return {**config, "model": model}, plugins
+
+
+def _print(metrics: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command `musicnet-evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog="musicnet-evaluate",
+        description="Evaluate a finished run again on validation and test, perhaps on other data.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "Only data.* and trainer.* can be turned (and num_threads, plugins); network and front end are the run's own.\n"
+            "Writes RUN_DIR/evaluations/<hash>/evaluation.json and predictions.csv, and prints the metrics and that folder.\n\n"
+            "examples:\n"
+            "  musicnet-evaluate runs/tradition/resnet18-cross_entropy-s0-0123456789ab\n"
+            "  musicnet-evaluate RUN_DIR data.hop_seconds=0.5            denser windows\n"
+            "  musicnet-evaluate RUN_DIR data=csv data.manifest=my.csv   other songs of the same classes\n\n"
+            "exit codes: 0 done; 2 bad usage or input"
+        ),
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="folder of a finished run, with result.json and checkpoints/best.ckpt"
+    )
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE, as for musicnet-train")
+    given = parser.parse_args(argv)
+    try:
+        print(evaluate(given.run, given.overrides))
+    except MusicnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,322 @@
+"""Train one network on one data set and record what came out: `musicnet-train`, one run or a sweep (`-m`).
+
+The recipe: plan (index, splits, signature, folder; no torch yet) → skip what is done → build data, model, trainer → fit → test
+the best epoch → write the record. Heavy imports happen inside, so that `--help` and finished runs cost nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from musicnet_eval import configs, environment, records, runs
+from musicnet_eval.contracts import RunRecord, Track
+from musicnet_eval.datasets import assign_splits, fingerprint
+from musicnet_eval.errors import DataError, MusicnetError
+from musicnet_eval.weights import weight_hashes
+
+OBJECTIVE = "test/song/accuracy"  # printed at the end of a run
+UNINDEXED = "unindexed"  # stands for the index fingerprint of a run whose data could not be listed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before anything heavy is imported: the config, the split tracks, and the run's name and place."""
+
+    config: dict[str, Any]
+    written: dict[str, Any]  # the same, fit to be written down: no secrets
+    tracks: list[Track]
+    signature: str
+    configuration: str
+    folder: Path
+    choices: dict[str, Any]
+    overrides: list[str]
+
+    @property
+    def title(self) -> str:
+        c = self.choices
+        return f"{c['data']} fold {c['fold']} · {c['backbone']} · {c['loss']} · seed {c['seed']}"
+
+
+def plan(config: DictConfig) -> Plan:
+    """Settle a run's tracks, splits, signature and folder.
+
+    Raises:
+        MusicnetError: The config or the data cannot be used.
+    """
+    plain = configs.resolved(config)
+    configs.check(plain)
+    configs.import_plugins(plain["plugins"])
+    tracks = configs.build(plain["data"]["index"], "data.index")
+    if not isinstance(tracks, list) or not all(isinstance(track, Track) for track in tracks):
+        raise DataError(f"data.index={plain['data']['index'].get('_target_')} must return a list of Track.")
+    data = plain["data"]
+    split = assign_splits(tracks, data["protocol"], data["fold"], data["folds"], data["split_seed"])
+    return _named(config, plain, split, fingerprint(split), fingerprint(tracks))
+
+
+def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split_index: str, index: str) -> Plan:
+    choices = _choices(plain)
+    weights = weight_hashes(plain["backbone"], plain["backbone_options"])
+    signature = records.signature(plain, split_index, weights)
+    leaf = runs.leaf(choices["backbone"], choices["loss"], choices["seed"], signature)
+    return Plan(
+        config=plain,
+        written=configs.without_secrets(config),
+        tracks=tracks,
+        signature=signature,
+        configuration=records.configuration(plain, index, weights),
+        folder=run_folder(plain, leaf),
+        choices=choices,
+        overrides=configs.overrides_without_secrets(HydraConfig.get().overrides.task),
+    )
+
+
+def _choices(plain: dict[str, Any]) -> dict[str, Any]:
+    picked = HydraConfig.get().runtime.choices
+    return {
+        "data": plain["data"]["name"],
+        "protocol": plain["data"]["protocol"],
+        "fold": plain["data"]["fold"],
+        "spectrogram": picked.get("spectrogram"),
+        "augment": picked.get("augment"),
+        "backbone": plain["backbone"],
+        "loss": picked.get("loss"),
+        "seed": plain["seed"],
+    }
+
+
+def run_folder(plain: dict[str, Any], leaf: str) -> Path:
+    """Place a run: `<runs>/<experiment or data>/<leaf>`, or where `hydra.run.dir` or `hydra.sweep.dir` say."""
+    settings = HydraConfig.get()
+    base = Path(plain["paths"]["runs"])
+    if settings.mode is RunMode.MULTIRUN:
+        given = Path(settings.sweep.dir)
+        return (given if given != base else base / group_name(plain)) / leaf
+    given = Path(settings.run.dir)
+    return given if given != base else base / group_name(plain) / leaf
+
+
+def group_name(plain: Any) -> str:
+    """Name the folder that runs of one kind share: the experiment, or the data set."""
+    return str(HydraConfig.get().runtime.choices.get("experiment") or plain["data"]["name"]).replace("/", "_")
+
+
+# --- one run ------------------------------------------------------------------------------------------------------------------
+
+
+def fit(planned: Plan) -> RunRecord:
+    """Build everything, train, test the best epoch, and give the record."""
+    began, started = time.perf_counter(), records.now()
+    import lightning
+    import torch
+
+    from musicnet_eval import callbacks
+    from musicnet_eval.evaluate import load_weights, score
+
+    config = planned.config
+    _quiet()
+    if config["num_threads"]:
+        torch.set_num_threads(config["num_threads"])
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
+    data.setup()
+    model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
+    watching = {name: configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
+    fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder)]
+    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"])
+    if sys.stderr.isatty():
+        fixed.append(callbacks.Progress())
+    trainer = configs.build(
+        config["trainer"],
+        "trainer",
+        callbacks=[*fixed, *watching.values()],
+        logger=_loggers(planned),
+        plugins=[callbacks.AtomicCheckpoints()],
+        default_root_dir=str(planned.folder),
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module deals rows to ranks itself, each exactly once
+    )
+    ready = time.perf_counter()
+    trainer.fit(model, datamodule=data)
+    fitted = time.perf_counter()
+    running = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
+    load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
+    metrics, predictions = score(trainer, model, data)
+    tested = time.perf_counter()
+    records.write_predictions(planned.folder, predictions, data.facts.classes)
+    _keep(planned.folder, config["run"]["keep_checkpoints"])
+    metrics |= running
+    metrics["gap/segment/accuracy"] = running["train/segment/accuracy"] - metrics["test/segment/accuracy"]
+    throughput: dict[str, float] = {}
+    for watcher in watching.values():
+        throughput |= watcher.result() if hasattr(watcher, "result") else {}
+    return RunRecord(
+        schema=records.SCHEMA,
+        status="done",
+        signature=planned.signature,
+        configuration=planned.configuration,
+        choices=planned.choices,
+        overrides=planned.overrides,
+        config=planned.written,
+        facts={**asdict(data.facts), "tracks": data.count_tracks(), "bad_tracks": data.bad_tracks},
+        metrics=metrics,
+        parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
+        seconds={
+            "setup": round(ready - began, 3),
+            "fit": round(fitted - ready, 3),
+            "test": round(tested - fitted, 3),
+            "total": round(time.perf_counter() - began, 3),
+        },
+        throughput=throughput,
+        hardware=environment.hardware(str(trainer.strategy.root_device)),
+        versions=environment.versions(),
+        git=environment.git(),
+        started=started,
+        finished=records.now(),
+    )
+
+
+def _loggers(planned: Plan) -> Any:
+    made = []
+    for name, node in planned.config["logger"].items():
+        extra = {"id": planned.signature, "name": planned.title} if name == "wandb" else {}
+        logger = configs.build(node, f"logger.{name}", **extra)
+        logger.log_hyperparams(planned.written)
+        made.append(logger)
+    return made or False
+
+
+def _keep(folder: Path, keep: str) -> None:
+    if keep != "all":
+        (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    if keep == "none":
+        (folder / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
+
+
+def _quiet() -> None:
+    """Take out Lightning's own handlers, which would say everything twice under Hydra, and advice that does not hold here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    # A warm cache feeds the network from the training process; more loader workers were measured to be slower.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch from 2.9 on
+    warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+
+
+# --- the command --------------------------------------------------------------------------------------------------------------
+
+
+def task(config: DictConfig) -> float | None:
+    """Do one run as Hydra calls it. In a sweep a failure is recorded and None is given, so that the others go on."""
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    planned: Plan | None = None
+    try:
+        planned = plan(config)
+        if runs.is_done(planned.folder, planned.signature) and not planned.config["run"]["force"]:
+            print(f"done already: {planned.folder}", flush=True)
+            return records.read_result(planned.folder)["metrics"].get(config.monitor)
+        return _live(planned)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if planned is not None and (planned.folder / records.STATUS).exists():
+            runs.interrupt(planned.folder)
+            print(f"interrupted: {planned.folder}", file=sys.stderr)
+        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        raise SystemExit(143 if code in (None, 0) else code) from None  # Lightning ends a terminated fit with code 0
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        _record_failure(config, planned, error, sweeping=sweeping)
+        if sweeping and config.run.on_error != "stop":
+            return None
+        raise SystemExit(error.exit_code if isinstance(error, MusicnetError) and not sweeping else 1) from None
+    finally:
+        _finish_wandb(failed=sys.exc_info()[0] is not None)
+
+
+def _live(planned: Plan) -> float | None:
+    print(f"run: {planned.title} → {planned.folder}", flush=True)
+    runs.begin(planned.folder, planned.signature, OmegaConf.to_yaml(OmegaConf.create(planned.written)))
+    _forget_unindexed(planned)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        record = fit(planned)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    runs.finish(planned.folder, record)
+    songs = record["facts"]["tracks"]["test"]
+    print(
+        f"done: {OBJECTIVE} {record['metrics'][OBJECTIVE]:.3f} on {songs} songs, {record['seconds']['total']:.0f} s", flush=True
+    )
+    return record["metrics"].get(planned.config["monitor"])
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise SystemExit(143)
+
+
+def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, sweeping: bool) -> None:
+    """Say what went wrong, and write `failed.json` unless a single run never came to have a folder."""
+    usage = isinstance(error, MusicnetError)
+    print(f"error: {error}" if usage else f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    where = planned
+    if where is None and sweeping:
+        try:
+            where = _named(config, configs.resolved(config), [], UNINDEXED, UNINDEXED)
+        except Exception:  # a config so broken that it has no name; the message above is all there is
+            return
+    if where is None or (usage and not sweeping and not (where.folder / records.STATUS).exists()):
+        return
+    about = {
+        "signature": where.signature,
+        "configuration": where.configuration,
+        "choices": where.choices,
+        "overrides": where.overrides,
+        "config": where.written,
+    }
+    runs.fail(where.folder, error, traceback.format_exc(), about)
+    print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
+
+
+def _forget_unindexed(planned: Plan) -> None:
+    """Take back an earlier failure of the same run that could not even list its data, and so had another name."""
+    weights = weight_hashes(planned.config["backbone"], planned.config["backbone_options"])
+    c = planned.choices
+    leaf = runs.leaf(c["backbone"], c["loss"], c["seed"], records.signature(planned.config, UNINDEXED, weights))
+    runs.forget_failure(planned.folder.parent / leaf)
+
+
+def _finish_wandb(*, failed: bool) -> None:
+    """End this run's W&B run: without it, the next job of a sweep would log into the same one."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=int(failed))
+
+
+def main() -> None:
+    """Run the command `musicnet-train`."""
+    hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
+
+
+if __name__ == "__main__":
+    main()
