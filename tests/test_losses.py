@@ -1,4 +1,4 @@
-"""Losses against stored numbers, torch, timm, plain loops, calculus and limits."""
+"""Losses against stored numbers, torch, plain loops, calculus and limits."""
 
 import inspect
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm.loss
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -24,7 +23,6 @@ from musicnet_eval.losses import (
     GeneralizedCrossEntropyLoss,
     Poly1Loss,
     SymmetricCrossEntropyLoss,
-    make_class_weights,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -93,13 +91,18 @@ def test_class_weights_equal_the_reference(method, beta, key):
     close(loss.weight, REFERENCE["class_weight"][key], 1e-6)
 
 
-@pytest.mark.skipif(not hasattr(timm.loss, "compute_class_weights"), reason="this timm has no class weights")
-@pytest.mark.parametrize("method", ["inv_freq", "effective_num"])
-@pytest.mark.parametrize(("power", "max_weight"), [(1.0, None), (0.5, 1.2)])
-def test_class_weights_equal_timm(method, power, max_weight):
-    _, expected = timm.loss.compute_class_weights(COUNTS, sum(COUNTS), method, power=power, max_weight=max_weight)
-    counts = torch.tensor(COUNTS, dtype=torch.float64)
-    close(make_class_weights(method, 3, counts, power=power, max_weight=max_weight).float(), expected, 1e-6)
+def test_power_and_cap_shape_the_class_weights():
+    raw = np.array([(150 / n) ** 0.5 for n in (100, 40, 10)])
+    loss = BalancedTrustedLoss(3, COUNTS, class_weight="inv_freq", power=0.5, max_weight=1.2)
+    close(loss.weight, np.minimum(raw / raw.mean(), 1.2), 1e-6)
+    flat = BalancedTrustedLoss(3, COUNTS, class_weight="inv_freq", power=0.0)
+    close(flat.weight, np.ones(3))
+
+
+def test_a_class_without_items_counts_as_one():
+    with pytest.warns(UserWarning, match="nothing to learn"):
+        empty = BalancedTrustedLoss(3, (100, 40, 0), class_weight="effective_num")
+    close(empty.weight, BalancedTrustedLoss(3, (100, 40, 1), class_weight="effective_num").weight)
 
 
 # --- the balanced trusted loss against torch ----------------------------------------------------------------------------------
@@ -262,6 +265,19 @@ def test_autocast_does_not_change_the_loss():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = loss(logits, INDEX)
     assert got == loss(logits, INDEX)
+
+
+def test_a_loss_cast_to_half_precision_still_counts_in_float32():
+    kwargs = {"class_weight": "inv_freq", "trust_factor": 0.1, "trust_prior_tau": 1.0, "trust_warmup": 0.0}
+    full, half = BalancedTrustedLoss(3, COUNTS, **kwargs), BalancedTrustedLoss(3, COUNTS, **kwargs).bfloat16()
+    for target in (INDEX, SOFT):
+        got = half(LOGITS.float(), target)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, full(LOGITS.float(), target), rtol=0.02, atol=0)
+
+
+def test_an_empty_batch_is_zero():
+    assert BalancedTrustedLoss(3)(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).item() == 0
 
 
 def test_float64_stays_float64_and_nan_passes_through():
@@ -441,12 +457,6 @@ def test_generalized_cross_entropy_ends_at_the_absolute_error():
     close(GeneralizedCrossEntropyLoss(q=1.0)(LOGITS, INDEX), expected)
 
 
-@pytest.mark.skipif(not hasattr(timm.loss, "PolyCrossEntropy"), reason="this timm has no Poly-1")
-@pytest.mark.parametrize("target", [INDEX, SOFT.float()], ids=["index", "soft"])
-def test_poly1_equals_timm(target):
-    close(Poly1Loss(2.0)(LOGITS.float(), target), timm.loss.PolyCrossEntropy(2.0)(LOGITS.float(), target), 1e-5)
-
-
 @pytest.mark.parametrize("loss", BASELINES)
 def test_baseline_reduces_and_has_the_numerical_gradient(loss):
     each = loss(reduction="none")(LOGITS, INDEX)
@@ -545,6 +555,13 @@ def test_presets_are_what_their_formulas_say():
     effective = (1 - 0.999) / (1 - 0.999 ** torch.tensor(COUNTS, dtype=torch.float64))
     close(preset["class_balanced"](LOGITS, INDEX), smoothed(weight=effective), 1e-6)
     close(preset["logit_adjusted"](LOGITS, INDEX), F.cross_entropy(LOGITS + shares.log(), INDEX), 1e-6)
+
+
+def test_class_weights_may_be_a_list_of_a_config():
+    config = OmegaConf.create(
+        {"_target_": "musicnet_eval.losses.BalancedTrustedLoss", "num_classes": 3, "class_weight": [1, 2, 3]}
+    )
+    close(instantiate(config).weight, [1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p.stem.startswith("balanced_trusted")], ids=lambda path: path.stem)

@@ -58,7 +58,7 @@ def check_values(target: Tensor, num_classes: int, ignore_index: int) -> None:
             )
         return
     low, high = torch.aminmax(target)
-    if low >= 0 and high < num_classes:
+    if int(low) >= 0 and int(high) < num_classes:
         return
     wrong = target[((target < 0) | (target >= num_classes)) & (target != ignore_index)]
     if wrong.numel():
