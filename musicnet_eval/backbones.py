@@ -96,8 +96,8 @@ def _with_weights(name: str, options: Mapping[str, Any], arguments: dict[str, An
             raise ConfigError(
                 f"backbone={name} cannot be built for an image {arguments.get('img_size', '')}: {reason}"
             ) from error
-        source = f"from '{file}'" if file else "from timm's hub"
-        raise ConfigError(f"backbone={name}: weights {source} cannot be had ({reason}). {offline_advice(name)}") from error
+        fault = f"from '{file}' do not fit it or cannot be read" if file else "from timm's hub cannot be had"
+        raise ConfigError(f"backbone={name}: weights {fault} ({reason}). {offline_advice(name)}") from error
     return network
 
 

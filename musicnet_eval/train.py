@@ -16,7 +16,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -82,7 +82,7 @@ def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split
         configuration=records.configuration(plain, index, weights),
         folder=run_folder(plain, leaf),
         choices=choices,
-        overrides=configs.overrides_without_secrets(HydraConfig.get().overrides.task),
+        overrides=configs.overrides_without_secrets(_raw_overrides()),
     )
 
 
@@ -98,6 +98,11 @@ def _choices(plain: dict[str, Any]) -> dict[str, Any]:
         "loss": picked.get("loss"),
         "seed": plain["seed"],
     }
+
+
+def _raw_overrides() -> list[str]:
+    """List what was typed, `${…}` left as it is: read as attributes, Hydra's list would have secrets filled in."""
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def run_folder(plain: dict[str, Any], leaf: str) -> Path:

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from musicnet_eval import records
+from tests.conftest import TINY, Command, only_run
+
+
+def result(run: Path) -> dict[str, Any]:
+    return dict(records.read_result(run))
+
+
+@pytest.fixture(scope="module")
+def finished(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train once; give the folder that the command was called in."""
+    import sys
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    from musicnet_eval.train import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["musicnet-train", "data=folder", f"data.root={tones}", "backbone=test_resnet", *TINY])
+        GlobalHydra.instance().clear()
+        main()
+    return folder
+
+
+def test_a_run_folder_is_whole(finished: Path, tones: Path) -> None:
+    run = only_run(finished)
+    assert run.parent == finished / "runs" / tones.name
+    assert run.name.startswith("test_resnet-cross_entropy-s0-")
+    present = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    expected = {"status.json", "result.json", "config.yaml", "predictions.csv", "metrics.csv"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "pictures/spectrograms.json"}
+    assert present == expected | {f"pictures/spectrogram-{i}.png" for i in range(3)}
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["attempt"], status["epoch"]) == ("done", 1, 1)
+
+
+def test_the_record_says_what_was_run(finished: Path, tones: Path) -> None:
+    record = result(only_run(finished))
+    assert record["signature"] == only_run(finished).name.rpartition("-")[2]
+    assert record["choices"] == {
+        "data": tones.name,
+        "protocol": "group_kfold",
+        "fold": 0,
+        "spectrogram": "log_mel",
+        "augment": "none",
+        "backbone": "test_resnet",
+        "loss": "cross_entropy",
+        "seed": 0,
+    }
+    assert record["facts"]["classes"] == ["high", "low", "middle"]
+    assert record["facts"]["class_counts"] == [2, 2, 2]
+    assert record["facts"]["image_shape"] == [1, 32, 1 + 4000 // 128]
+    assert record["facts"]["tracks"] == {"train": 6, "val": 6, "test": 6}
+    assert record["overrides"][0] == "data=folder"
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in record["versions"]["torch"]
+    assert record["throughput"]["train_segments_per_second"] > 0
+    yaml_config = yaml.safe_load((only_run(finished) / "config.yaml").read_text())
+    assert yaml_config == record["config"]
+
+
+def test_predictions_and_metrics_agree(finished: Path) -> None:
+    run = only_run(finished)
+    metrics = result(run)["metrics"]
+    for split in ("val", "test"):
+        rows = [row for row in records.read_predictions(run) if row.split == split]
+        assert len(rows) == len({row.song for row in rows}) == 6
+        assert all(row.song.startswith(row.label) for row in rows)
+        assert sum(row.label == row.predicted for row in rows) / 6 == pytest.approx(metrics[f"{split}/song/accuracy"])
+        assert all(sum(row.probabilities.values()) == pytest.approx(1, abs=1e-4) for row in rows)
+        assert all(row.predicted == max(row.probabilities, key=row.probabilities.__getitem__) for row in rows)
+        loss = -sum(math.log(row.probabilities[row.label]) for row in rows) / 6
+        assert loss == pytest.approx(metrics[f"{split}/song/log_loss"], rel=1e-3)
+    assert metrics["gap/segment/accuracy"] == pytest.approx(metrics["train/segment/accuracy"] - metrics["test/segment/accuracy"])
+
+
+def test_curves_have_one_row_an_epoch(finished: Path) -> None:
+    with (only_run(finished) / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"step", "lr", "train/segment/accuracy", "train/segment/loss", "val/segment/loss", "val/song/f1_macro"} <= set(rows[0])
+
+
+def test_checkpoints_hold_tensors_and_plain_data_only(finished: Path) -> None:
+    for name in ("best", "last"):
+        checkpoint = torch.load(only_run(finished) / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert any(key.startswith("backbone.") for key in checkpoint["state_dict"])
+    assert "optimizer_states" in checkpoint  # `last` holds all that a resumed run needs
+
+
+def test_done_is_not_done_again(
+    finished: Path, tones: Path, monkeypatch: pytest.MonkeyPatch, train: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    run = only_run(finished)
+    before = (run / "result.json").stat().st_mtime_ns
+    same = ("data=folder", f"data.root={tones}", "backbone=test_resnet", *TINY)
+    # What cannot change the numbers does not make another run: spelling, threads, caches, loggers.
+    assert train(*same, "num_threads=null", "data.cache_dir=elsewhere", "optimizer.lr=1e-3", "callbacks=none") == 0
+    assert f"done already: {run.relative_to(finished)}" in capsys.readouterr().out
+    assert (run / "result.json").stat().st_mtime_ns == before
+
+
+def test_the_same_seed_gives_the_same_numbers_another_seed_others(tones: Path, train: Command, tmp_path: Path) -> None:
+    common = ("data=folder", f"data.root={tones}", "backbone=test_resnet", *TINY, "+backbone_options.drop_rate=0.3")
+    for name, extra in (("a", ()), ("b", ("data.num_workers=1",)), ("c", ("seed=1",))):
+        assert train(*common, *extra, f"hydra.run.dir={tmp_path / name}") == 0
+    a, b, c = (result(tmp_path / name) for name in "abc")
+    assert a["metrics"] == b["metrics"]
+    assert (tmp_path / "a/predictions.csv").read_bytes() == (tmp_path / "b/predictions.csv").read_bytes()
+    assert (tmp_path / "a/metrics.csv").read_bytes() == (tmp_path / "b/metrics.csv").read_bytes()
+    assert a["signature"] == b["signature"] != c["signature"]
+    assert a["configuration"] == c["configuration"]
+    assert a["metrics"] != c["metrics"]
+
+
+def test_the_data_moved_elsewhere_is_the_same_run(finished: Path, tones: Path, train: Command, tmp_path: Path) -> None:
+    shutil.copytree(tones, tmp_path / "copy")
+    overrides = ("data=folder", f"data.root={tmp_path / 'copy'}", "backbone=test_resnet", *TINY)
+    assert train(*overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert result(tmp_path / "run")["signature"] == result(only_run(finished))["signature"]
+
+
+@pytest.mark.parametrize("loss", ["balanced_trusted", "balanced_trusted_robust", "logit_adjusted"])
+def test_losses_that_need_facts_train(tones: Path, train: Command, tmp_path: Path, loss: str) -> None:
+    assert train("data=folder", f"data.root={tones}", "backbone=stats_linear", f"loss={loss}", *TINY) == 0
+    assert result(only_run(tmp_path))["choices"]["loss"] == loss
+
+
+def test_tones_are_learnt(tones: Path, train: Command, tmp_path: Path) -> None:
+    """Three pure tones of different pitch: whatever cannot tell them apart is broken."""
+    overrides = (
+        "data=folder",
+        f"data.root={tones}",
+        "backbone=stats_linear",
+        *TINY,
+        "trainer.max_epochs=30",
+        "optimizer.lr=0.03",
+    )
+    assert train(*overrides) == 0
+    assert result(only_run(tmp_path))["metrics"]["test/song/accuracy"] == 1.0
+
+
+def test_official_manifest(tones: Path, train: Command, tmp_path: Path) -> None:
+    rows = [
+        f"{name}/{i}.wav,{name},album{i},{'test' if i < 2 else 'val' if i == 2 else 'train'}"
+        for name in ("low", "middle", "high")
+        for i in range(6)
+    ]
+    (tmp_path / "songs.csv").write_text("\n".join(["path,label,group,split", *rows]))
+    overrides = ("data=csv", "data.manifest=songs.csv", f"data.root={tones}", "data.protocol=official", "backbone=stats_linear")
+    assert train(*overrides, *TINY) == 0
+    record = result(only_run(tmp_path))
+    assert record["facts"]["tracks"] == {"train": 9, "val": 3, "test": 6}
+    assert record["choices"]["data"] == "songs"
+
+
+@pytest.mark.parametrize("keep", ["best", "none"])
+def test_keep_checkpoints(tones: Path, train: Command, tmp_path: Path, keep: str) -> None:
+    assert train("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, f"run.keep_checkpoints={keep}") == 0
+    left = [path.name for path in (only_run(tmp_path) / "checkpoints").iterdir()]
+    assert left == (["best.ckpt"] if keep == "best" else [])
+
+
+def test_secrets_are_written_nowhere(tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 3)
+    overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "++paths.note=${oc.env:WANDB_API_KEY}")
+    assert train(*overrides, "++paths.my_token=hunter2hunter2") == 0
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(texts) > 5
+    assert not any(b"0123456789abcdef" * 3 in text or b"hunter2" in text for text in texts)
+    assert yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())["paths"]["note"] == "***"
