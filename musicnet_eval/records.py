@@ -36,24 +36,23 @@ NOT_IN_SIGNATURE = (
     "num_threads",
     "paths",
     "run",
+    "data.name",
     "data.root",
     "data.manifest",  # where the list lies; what it says is in the index fingerprint
+    "data.index.root",
+    "data.index.manifest",
     "data.cache_dir",
     "data.num_workers",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.log_every_n_steps",
+    "datamodule.cache_dir",
+    "datamodule.num_workers",
 )
-NOT_IN_CONFIGURATION = (*NOT_IN_SIGNATURE, "seed", "data.fold")
+NOT_IN_CONFIGURATION = (*NOT_IN_SIGNATURE, "seed", "datamodule.seed", "data.fold")
 # Callbacks that only look at a run; any other callback may change it and counts.
 LOOKING_CALLBACKS = (
-    "musicnet_eval.callbacks.Console",
     "musicnet_eval.callbacks.MetricsTable",
     "musicnet_eval.callbacks.Pictures",
     "musicnet_eval.callbacks.Throughput",
     "lightning.pytorch.callbacks.LearningRateMonitor",
-    "lightning.pytorch.callbacks.RichProgressBar",
-    "lightning.pytorch.callbacks.TQDMProgressBar",
 )
 
 
@@ -226,12 +225,10 @@ def read_result(run: Path) -> RunRecord:
 
 
 def _is_number(value: Any) -> bool:
-    """Accept null (no such number), and what fits a float; true and false are no numbers."""
-    if value is None:
+    """Accept null and what is not finite (no such number), and what can be summed as floats; true and false are no numbers."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return True
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return isinstance(value, float) or abs(value) < 2**1000
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**1000
 
 
 class Prediction(NamedTuple):
@@ -323,9 +320,9 @@ def state(run: Path) -> str:
     """Say how a run stands: `done`, `failed`, `running`, `interrupted`, or `unknown` for a damaged status."""
     if (run / RESULT).exists():
         return "done"
-    if (run / FAILED).exists():
-        return "failed"
     try:
-        return str(read_json(run / STATUS).get("state", "unknown"))
+        told = str(read_json(run / STATUS).get("state", "unknown"))
     except RecordError:
-        return "unknown"
+        told = "unknown"
+    tried_again = told in ("running", "interrupted")  # the earlier failure stays on disk until the run is whole
+    return "failed" if (run / FAILED).exists() and not tried_again else told

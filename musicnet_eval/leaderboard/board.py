@@ -222,13 +222,15 @@ def _read(folder: Path, name: str, board: Board) -> Run | None:
             board.failures.append(Listed(name, plain(state), plain(seen)))
             return None
     except RecordError as error:
-        board.damaged.append(Listed(name, state, plain(error)))
+        board.damaged.append(Listed(name, state, plain(error).replace(str(folder), name)))  # no home folders in a report
         return None
     try:
         rows = (row for row in records.read_predictions(folder) if row.split == "test")
         tested = tuple(row._replace(probabilities={}, group=row.group or row.song) for row in rows)
     except RecordError as error:
-        board.missing.append(Listed(name, state, f"is ranked, but its songs are not counted: {plain(error)}"))
+        board.missing.append(
+            Listed(name, state, f"is ranked, but its songs are not counted: {plain(error).replace(str(folder), name)}")
+        )
         tested = ()
     return Run(folder, name, record, tested)
 
@@ -280,7 +282,7 @@ def upper_quantile(n: int, p: float, level: float = 0.95) -> int:
     for k in range(n + 1):
         choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
         total += math.exp(choose + (k * math.log(p) if k else 0.0) + (n - k) * math.log1p(-p))
-        if total >= level:
+        if total >= level - 1e-10:  # rounding must not push an exact tie over the edge
             return k
     return n
 

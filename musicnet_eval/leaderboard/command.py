@@ -74,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"musicnet-leaderboard: {error}", file=sys.stderr)
         return error.exit_code
     if not board.tables or options.format in ("csv", "json"):
-        _warn(board)
+        sys.stderr.write(aside(board))
     if not board.tables:
-        return _none(options.folders)
+        print(f"musicnet-leaderboard: {nothing(options.folders)}", file=sys.stderr)
+        return MusicnetError.exit_code
     if options.output:
         try:
             records.write_text(options.output, FORMATS[options.format](board))
@@ -94,16 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _warn(board: Board) -> None:
-    for heading, runs in board.listed():
-        for run in runs:
-            print(f"{heading}: {run.name} ({run.state}): {run.message}", file=sys.stderr)
+def aside(board: Board) -> str:
+    """Name the runs that are in no table, a line each, for standard error."""
+    return "".join(f"{heading}: {run.name} ({run.state}): {run.message}\n" for heading, runs in board.listed() for run in runs)
 
 
-def _none(folders: Sequence[Path]) -> int:
+def nothing(folders: Sequence[Path]) -> str:
+    """Say that there is no finished run, and what to give instead."""
     where = ", ".join(f"'{folder}'" for folder in folders)
-    print(
-        f"musicnet-leaderboard: no finished run at or below {where}. Give folders that hold runs with a result.json.",
-        file=sys.stderr,
-    )
-    return MusicnetError.exit_code
+    return f"no finished run at or below {where}. Give folders that hold runs with a result.json."

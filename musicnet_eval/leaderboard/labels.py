@@ -14,6 +14,11 @@ from musicnet_eval.leaderboard.text import plain
 
 SHOWN = ("backbone", "loss", "spectrogram", "augment")  # choices that tell rows apart; data and protocol head the table
 BARE = SHOWN[:3]  # shown without their key; `none` alone would not say that it is the augmentation
+# Keys that tell no configurations apart: seeds and folds, places, and what only shows progress.
+QUIET = (
+    *records.NOT_IN_CONFIGURATION,
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+)
 
 Settings = dict[str, str]  # what was chosen or overridden → its value
 
@@ -29,7 +34,7 @@ def _overrides(overrides: Iterable[str]) -> Settings:
     """Split Hydra overrides into key and value, without those that tell no configurations apart, and without the choices."""
     pairs = (plain(override).partition("=") for override in overrides)
     found = {key.lstrip("+"): _canonical(value) for key, _, value in pairs}
-    silent = {key for key in found if _below(key.lstrip("~").replace("/", "."), records.NOT_IN_CONFIGURATION)}
+    silent = {key for key in found if _below(key.lstrip("~").replace("/", "."), QUIET)}
     return {key: value for key, value in found.items() if key not in {*silent, *SHOWN, "data", "data.protocol"}}
 
 
@@ -62,7 +67,7 @@ def labels(rows: Mapping[str, Settings], configs: Mapping[str, Any], by: Sequenc
     found = {name: _label(row, _telling(keys, rows.values(), "backbone")) for name, row in rows.items()}
     for label in _repeated(found):
         same = {name: _flat(configs[name]) for name in found if found[name] == label}
-        keys = dict.fromkeys(sorted(key for row in same.values() for key in row if not _below(key, records.NOT_IN_CONFIGURATION)))
+        keys = dict.fromkeys(sorted(key for row in same.values() for key in row if not _below(key, QUIET)))
         telling = _telling(keys, same.values())[:3]
         found |= {name: _label({"backbone": label, **row}, ["backbone", *telling]) for name, row in same.items()}
     unclear = _repeated(found)
