@@ -141,7 +141,7 @@ class MusicClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.make_optimizer(trained)
+        optimizer = finish(self.make_optimizer, params=trained)
         if self.make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -161,6 +161,8 @@ def finish(part: Any, **facts: Any) -> Any:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
         return part(**{name: value for name, value in facts.items() if takes_all or name in parameters})
-    except TypeError as error:
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
         name = getattr(part.func, "__qualname__", str(part.func))
         raise ConfigError(f"{name} cannot be made ({error}). Mend its arguments in the config group that names it.") from None

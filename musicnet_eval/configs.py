@@ -56,12 +56,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: A mandatory key is missing, or an interpolation leads nowhere.
     """
-    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} must be given, and is not. Say {missing[0]}=VALUE on the command line.")
     try:
+        missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given, and is not. Say {missing[0]}=VALUE on the command line.")
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
+        lacking = re.search(r"Missing mandatory value: (\S+)", str(error))
+        if lacking:
+            raise ConfigError(f"{lacking[1]} must be given, and is not. Say {lacking[1]}=VALUE on the command line.") from None
         raise ConfigError(f"The config cannot be resolved: {str(error).splitlines()[0]}") from None
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
@@ -146,7 +149,6 @@ def build(node: Any, what: str, **facts: Any) -> Any:
         what: The config key, for the error.
         facts: Further arguments of the target.
     """
-    from hydra.errors import HydraException
     from hydra.utils import instantiate
 
     if not isinstance(node, Mapping) or "_target_" not in node:
@@ -156,16 +158,19 @@ def build(node: Any, what: str, **facts: Any) -> Any:
             return instantiate(dict(node), _convert_="all")
         # Facts go in by a call: Hydra would turn dataclasses among its arguments into configs.
         return instantiate({**node, "_partial_": True}, _convert_="all")(**facts)
-    except MusicnetError:
-        raise
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError, RuntimeError, ImportError, OSError) as error:
+    except Exception as error:  # whatever a target raises, it is the config that names it and its arguments
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, MusicnetError):
             cause = cause.__cause__
         if isinstance(cause, MusicnetError):
             raise cause from None
+        # Hydra's message says which node inside this one it was, and what it names.
+        inner = re.search(r"full_key: (\S+)", str(error))
+        named = re.search(r"target '([^']+)'", str(error))
+        key = inner.group(1) if inner else what
+        target = named.group(1) if named else node["_target_"]
         reason = " ".join(str(cause).split())[:400]
-        raise ConfigError(f"{what} cannot be made from {node['_target_']} ({type(cause).__name__}: {reason}). Mend {what}.*") from error
+        raise ConfigError(f"{key} cannot be made from {target} ({type(cause).__name__}: {reason}). Mend {key}.*") from error
 
 
 def check_stored(config: Mapping[str, Any], plugins: Sequence[str]) -> None:

@@ -65,6 +65,12 @@ def song_metrics(split: str, probabilities: Tensor, labels: Tensor) -> dict[str,
     return {f"{split}/song/{name}": metric(probabilities, labels) for name, metric in SONG_METRICS.items()}
 
 
+def monitorable() -> tuple[str, ...]:
+    """List the keys that checkpoints may be chosen by: those of validation."""
+    segment = ("accuracy", "f1_macro", "loss", "log_loss")
+    return (*(f"val/song/{name}" for name in SONG_METRICS), *(f"val/segment/{name}" for name in segment))
+
+
 def training_metrics(num_classes: int) -> MetricCollection:
     """Give the running segment metrics of the training split: the least that shows over-fitting."""
     return MetricCollection(

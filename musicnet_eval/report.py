@@ -177,7 +177,7 @@ def _gap_caption(runs: Sequence[Mapping[str, Curve]], row: Row) -> str:
         last = both[-1]
         a, b = train[last], val[last]
         told = f"Last gap {a - b:.3f}: training {a:.3f} less validation {b:.3f}, epoch {last}, runs: {len(runs)}."
-    return told if row.gap is None else f"{told} Finished networks, training less test: {row.gap:.3f}."
+    return told if row.gap is None else f"{told} Gap to test: {row.gap:.3f}."
 
 
 def _plot(runs: Sequence[Mapping[str, Curve]]) -> Figure:
@@ -331,7 +331,7 @@ def _methods(table: Table) -> str:
     for name in ("seed", "fold"):
         values = {plain(value) for row in table.rows for value in row.repeats(name)}
         parts.append(f"{name}s {', '.join(sorted(values, key=lambda text: (len(text), text)))}" if values else "")
-    for field in ("versions", "hardware"):
+    for field in ("versions", "hardware", "git"):
         seen: defaultdict[str, set[str]] = defaultdict(set)
         for run in runs:
             told = run.record.get(field)

@@ -63,6 +63,8 @@ class LogMel(nn.Module):
         floor_db: float = -80.0,
     ) -> None:
         super().__init__()
+        if sample_rate < 1:
+            raise ConfigError(f"data.sample_rate={sample_rate} must be a positive number of Hz, such as 22050.")
         top = sample_rate / 2 if f_max is None else f_max
         if not 0 <= f_min < top <= sample_rate / 2:
             raise ConfigError(

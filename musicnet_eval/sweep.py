@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from musicnet_eval.errors import MusicnetError
 
@@ -26,12 +29,12 @@ class SweepTables(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
-        given, base = Path(config.hydra.sweep.dir), Path(config.paths.runs)
-        if given != base:
-            self.folders.add(given)
+        if config.hydra.mode is not RunMode.MULTIRUN:
             return
-        group = config.hydra.runtime.choices.get("experiment") or config.data.name
-        self.folders.add(base / str(group).replace("/", "_"))
+        given, base = Path(config.hydra.sweep.dir), Path(config.paths.runs)
+        with contextlib.suppress(OmegaConfBaseException):  # a data set without a name: the run itself will say so
+            group = config.hydra.runtime.choices.get("experiment") or config.data.name
+            self.folders.add(given if given != base else base / str(group).replace("/", "_"))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del config, kwargs

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from musicnet_eval import configs, environment, records, runs
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint
-from musicnet_eval.errors import DataError, MusicnetError
+from musicnet_eval.errors import ConfigError, DataError, MusicnetError, nearest
 from musicnet_eval.weights import weight_hashes
 
 OBJECTIVE = "test/song/accuracy"  # printed at the end of a run
@@ -132,6 +132,7 @@ def fit(planned: Plan) -> RunRecord:
 
     from musicnet_eval import callbacks
     from musicnet_eval.evaluate import load_weights, score
+    from musicnet_eval.metrics import monitorable
 
     config = planned.config
     _quiet()
@@ -141,6 +142,8 @@ def fit(planned: Plan) -> RunRecord:
     data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
     data.setup()
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
+    if config["monitor"] not in monitorable():
+        raise ConfigError(f"monitor={config['monitor']!r} is no validation metric; {nearest(config['monitor'], monitorable())}")
     watching = {name: configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
     fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder)]
     fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"])

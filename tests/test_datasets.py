@@ -75,9 +75,7 @@ def test_no_group_ever_crosses(labels: list[list[str]], folds: int, fold: int) -
 
 
 def test_official_takes_missing_val_from_train_by_group() -> None:
-    made = [
-        Track(t.id, t.path, t.labels, t.group, "test" if t.group in ("g0", "g1", "g2") else "train") for t in many(15)
-    ]
+    made = [Track(t.id, t.path, t.labels, t.group, "test" if t.group in ("g0", "g1", "g2") else "train") for t in many(15)]
     split = datasets.assign_splits(made, "official")
     assert {t.group for t in split if t.split == "test"} == {"g0", "g1", "g2"}
     assert not {t.group for t in split if t.split == "val"} & {t.group for t in split if t.split == "train"}

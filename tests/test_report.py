@@ -145,7 +145,7 @@ def test_gap_is_the_last_one_by_hand(tmp_path):
         write_run(tmp_path, correct, seed=seed, epochs=4)
     # Training ends at 0.95, validation at 10/20 and 14/20, the record's own gap is 0.95 - 0.9 * accuracy.
     assert "Last gap 0.350: training 0.950 less validation 0.600, epoch 4, runs: 2." in write(tmp_path)
-    assert "training less test: 0.410." in write(tmp_path)
+    assert "Gap to test: 0.410." in write(tmp_path)
 
 
 def test_mean_ends_where_the_first_run_stops(tmp_path):

@@ -311,7 +311,7 @@ def _notes(rows: Sequence[Row], metric: str) -> list[str]:
     better = "lower" if lower_is_better(metric) else "higher"
     notes = [
         f"{metric}, {better} is better: mean and sample sd (n − 1) over runs, which are seeds and folds. "
-        "gap: accuracy on training less test segments. fit: mean time of training."
+        "gap: segment accuracy, as last measured in training, less that of the test. fit: mean time of training."
     ]
     chances = [row.chance for row in rows if row.chance]
     if chances:

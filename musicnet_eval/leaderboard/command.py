@@ -24,7 +24,7 @@ columns:
   configuration  the backbone, and every choice and override that tells the row from the others
   runs, songs    finished runs; distinct songs that they tested
   mean, sd       over runs; sd is the sample one (n - 1)
-  gap            accuracy on training less test segments
+  gap            segment accuracy, as last measured in training, less that of the test
   parameters     of the network
   fit            mean time of training
   †              at chance: not above what naming the largest test class reaches in 95 % of cases
