@@ -119,6 +119,7 @@ def _pipes(rows: Sequence[Sequence[str]]) -> str:
 def show(board: Board, file: TextIO | None = None) -> None:
     """Print the tables to the terminal, or to a file without colours."""
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -136,12 +137,12 @@ def show(board: Board, file: TextIO | None = None) -> None:
             grid.add_row(*map(Text, cells(row)), style="dim" if row.chance and row.chance.not_beaten else "")
         console.print(grid)
         for note in table.notes:
-            console.print(Text(note, style="dim"))
+            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False))
         console.print()
     for heading, runs in board.listed():
         console.print(Text(f"{heading} ({len(runs)})", style="bold"))
         for run in runs:
-            console.print(Text(f"  {run.name} ({run.state}): {run.message}"))
+            console.print(Padding(Text(f"{run.name} ({run.state}): {run.message}"), (0, 0, 0, 2), expand=False))
 
 
 def to_terminal(board: Board) -> str:
