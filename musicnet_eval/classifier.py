@@ -112,9 +112,7 @@ class MusicClassifier(lightning.LightningModule):
         cast(SongVotes, self.votes[split]).update(scores.float().softmax(dim=1), batch["song"], batch["label"])
 
     def _eval_end(self, split: str) -> None:
-        gathered = cast(SongVotes, self.votes[split])
-        votes: Votes = gathered.compute()
-        gathered.reset()
+        votes = cast(SongVotes, self.votes[split]).gather()
         self.last_votes[split] = votes
         self._log_and_reset(self._metrics(split), split)
         self.log_dict(song_metrics(split, votes.probabilities, votes.labels))

@@ -105,7 +105,8 @@ class SongVotes(Metric):
         num_classes: Number of classes C.
 
     Shape:
-        update: probabilities `[B, C]`, song `[B]`, label `[B]`. compute: `Votes` of the songs seen, in index order.
+        update: probabilities `[B, C]`, song `[B]`, label `[B]`. `gather` (rather than `compute`, which torchmetrics squeezes when
+        there is one song): `Votes` of the songs seen, in index order.
     """
 
     full_state_update = False
@@ -128,6 +129,12 @@ class SongVotes(Metric):
     def compute(self) -> Votes:
         songs = self.count.nonzero().squeeze(1)
         return Votes(songs, (self.total[songs] / self.count[songs].unsqueeze(1)).float(), self.label[songs])
+
+    def gather(self) -> Votes:
+        """Give the votes of all songs seen by all processes, and start anew."""
+        songs, probabilities, labels = self.compute()
+        self.reset()
+        return Votes(songs.reshape(-1), probabilities, labels.reshape(-1))
 
 
 def mean_metric() -> MeanMetric:

@@ -125,9 +125,9 @@ def _write(rows: list[dict[str, Any]], classes: Sequence[str], form: str) -> Non
 
 def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("file", "predicted", "probability", "next")
+    table = Table(Column("file", overflow="fold"), "predicted", "probability", "next")
     for row in rows:
         best, *others = sorted(row["probabilities"].items(), key=lambda item: -item[1])
         table.add_row(row["path"], best[0], f"{best[1]:.3f}", " ".join(f"{name} {p:.3f}" for name, p in others[:2]))

@@ -12,18 +12,32 @@ tunes wander between Ireland and Scotland). Folk-tune groups run across classes.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from musicnet_eval.contracts import Track
 from musicnet_eval.datasets import assign_splits
-from musicnet_eval.scores import Note, corpus, fingerprint, parse_musicxml, read_abc, read_bars, read_book
-from musicnet_eval.tradition import ALL_CLASSES, CLASSES, PIECES, draw
+from musicnet_eval.scores import Note, corpus, fingerprint, parse_musicxml, read_musicxml
+from musicnet_eval.tunes import read_abc, read_book
 
+CLASSES = ("bach_chorale", "monteverdi_madrigal", "trecento", "string_quartet", "irish_dance", "chinese_song")
+ALL_CLASSES = (*CLASSES, "scottish_air", "german_song")
+NON_COMMERCIAL = ("chinese_song", "german_song")  # Essen: "non-commercial distribution and use"
+PIECES = 40  # of a class
+# General MIDI programmes, counted from 0: piano, harpsichord, vibraphone, organ, accordion, guitar, violin, harp, strings, oboe,
+# clarinet, flute
+PROGRAMMES = (0, 6, 11, 19, 21, 24, 40, 46, 48, 68, 71, 73)
+BLOCK = 8  # pieces of a class in one of 5 folds
+PITCH = (60.0, 66.0)  # mean MIDI pitch, weighted by duration
+ONSET_RATE = (2.4, 4.4)  # distinct onsets a second, log-uniform
+LEVEL_DB = (-30.0, -26.0)  # RMS, dB of full scale
 ONSETS = 84  # 3 clips × 6 s × 4.4 onsets a second, and a little
 RUN = 10  # intervals that make a melody
 # Class → where its melodies may recur, and how many different intervals a run needs to count as one. Chorale tunes and folk tunes
@@ -46,6 +60,67 @@ FOREIGN = re.compile(
 )
 
 
+class Piece(NamedTuple):
+    """A piece of the shipped list, and what was dealt to it."""
+
+    label: str
+    name: str
+    source: str
+    group: str
+    title: str
+    notes: str
+    programme: int
+    pitch: float
+    onset_rate: float
+    level_db: float
+
+
+# --- the plan: what a piece is dealt -------------------------------------------------------------------------------------------
+def draw(*key: object) -> int:
+    """Give a 64-bit number that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "big")
+
+
+def shipped() -> dict[str, dict[str, dict[str, Any]]]:
+    """Read the shipped list: class → piece → source, group, part, title, notes (fingerprint)."""
+    text = (files("musicnet_eval") / "checksums" / "tradition.json").read_text(encoding="utf-8")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def pieces(label: str) -> list[Piece]:
+    """List the 40 pieces of a class with the programme, pitch, onset rate and level that each is dealt."""
+    rows = shipped()[label]
+    order = sorted(rows, key=lambda name: (rows[name]["part"], draw("order", label, name)))
+    blocks = [order[i : i + BLOCK] for i in range(0, PIECES, BLOCK)]
+
+    def deal(what: str, low: float, high: float) -> dict[str, float]:
+        """Give the pieces of each block one value from each of eight equal ranges."""
+        shares = {
+            name: (k + draw("jitter", what, label, name) / 2**64) / BLOCK
+            for block in blocks
+            for k, name in enumerate(sorted(block, key=lambda name: draw(what, label, name)))
+        }
+        return {name: round(low + (high - low) * share, 3) for name, share in shares.items()}
+
+    pitch, level, rate = deal("pitch", *PITCH), deal("level", *LEVEL_DB), deal("rate", *map(math.log2, ONSET_RATE))
+    return [
+        Piece(
+            label=label,
+            name=name,
+            source=row["source"],
+            group=row["group"],
+            title=row["title"],
+            notes=row["notes"],
+            programme=PROGRAMMES[order.index(name) % len(PROGRAMMES)],
+            pitch=pitch[name],
+            onset_rate=round(2 ** rate[name], 3),
+            level_db=level[name],
+        )
+        for name, row in rows.items()
+    ]
+
+
+# --- the choice: which pieces, and which belong together -----------------------------------------------------------------------
 class Candidate(NamedTuple):
     """A piece that may be chosen, with what ties it to others: its works, titles and melodies."""
 
@@ -137,7 +212,7 @@ def candidates(label: str) -> list[Candidate]:
         root = parse_musicxml(path)
         voices = [(element.text or "").strip() for element in root.iter("part-name")]
         if label != "bach_chorale" or voices == ["Soprano", "Alto", "Tenor", "Bass"]:
-            notes, torn = read_bars(root)
+            notes, torn = read_musicxml(root)
             if torn <= TORN or label == "string_quartet":
                 ties = frozenset(melodies(notes, label) | {(label, work)})
                 found.append(Candidate(name, path.relative_to(corpus()).as_posix(), title, work, notes, ties))
@@ -184,14 +259,14 @@ def parts(rows: Mapping[str, tuple[str, str]], classes: Sequence[str]) -> dict[s
     return {track.id: fold for fold, split in enumerate(splits) for track in split if track.split == "test"}
 
 
-def repertoire() -> dict[str, dict[str, dict[str, str | int]]]:
+def repertoire() -> dict[str, dict[str, dict[str, Any]]]:
     """Choose all classes; give class → piece → source, group, part, title, notes (fingerprint)."""
     taken: set[object] = set()
     chosen = [(label, c) for label in ALL_CLASSES for c in sorted(choose(candidates(label), taken), key=lambda c: c.name)]
     named = groups(chosen)
     rows = {c.name: (label, group) for (label, c), group in zip(chosen, named, strict=True)}
     part = parts(rows, ALL_CLASSES) | parts(rows, (*CLASSES[:-1], "scottish_air")) | parts(rows, CLASSES)
-    table: dict[str, dict[str, dict[str, str | int]]] = {label: {} for label in ALL_CLASSES}
+    table: dict[str, dict[str, dict[str, Any]]] = {label: {} for label in ALL_CLASSES}
     for (label, c), group in zip(chosen, named, strict=True):
         row = {"source": c.source, "group": group, "part": part[c.name], "title": c.title, "notes": fingerprint(c.notes)}
         table[label][c.name] = row

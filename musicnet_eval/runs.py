@@ -98,7 +98,7 @@ def interrupt(folder: Path) -> None:
 
 
 def forget_failure(folder: Path) -> None:
-    """Remove a run folder that holds a failure and nothing else."""
-    kept = {records.FAILED, records.STATUS}
-    if (folder / records.FAILED).exists() and kept.issuperset(path.name for path in folder.iterdir()):
+    """Remove a run folder that never got anywhere: it holds no metrics, checkpoints or pictures."""
+    kept = {records.FAILED, records.STATUS, records.CONFIG}
+    if folder.is_dir() and kept.issuperset(path.name for path in folder.iterdir()):
         shutil.rmtree(folder)

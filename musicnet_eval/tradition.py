@@ -21,7 +21,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import subprocess
 import sys
@@ -29,9 +28,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -39,20 +37,12 @@ from numpy.typing import NDArray
 
 from musicnet_eval.contracts import Track
 from musicnet_eval.errors import DataError, nearest
-from musicnet_eval.scores import TICKS, Note, fingerprint, package_file, read
+from musicnet_eval.repertoire import ALL_CLASSES, CLASSES, Piece, draw, pieces, shipped
+from musicnet_eval.scores import TICKS, Note, corpus, fingerprint, package_file, parse_musicxml, read_musicxml
+from musicnet_eval.tunes import read_abc, read_book
 
-CLASSES = ("bach_chorale", "monteverdi_madrigal", "trecento", "string_quartet", "irish_dance", "chinese_song")
-ALL_CLASSES = (*CLASSES, "scottish_air", "german_song")
-NON_COMMERCIAL = ("chinese_song", "german_song")  # Essen: "non-commercial distribution and use"
-PIECES, CLIPS, SECONDS, SAMPLE_RATE = 40, 3, 6, 22050
+CLIPS, SECONDS, SAMPLE_RATE = 3, 6, 22050
 RECIPE = 1  # counts up when the same scores give other audio
-# General MIDI programmes, counted from 0: piano, harpsichord, vibraphone, organ, accordion, guitar, violin, harp, strings, oboe,
-# clarinet, flute
-PROGRAMMES = (0, 6, 11, 19, 21, 24, 40, 46, 48, 68, 71, 73)
-BLOCK = 8  # pieces of a class in one of 5 folds
-PITCH = (60.0, 66.0)  # mean MIDI pitch, weighted by duration
-ONSET_RATE = (2.4, 4.4)  # distinct onsets a second, log-uniform
-LEVEL_DB = (-30.0, -26.0)  # RMS, dB of full scale
 COLUMNS = (
     "path",
     "label",
@@ -71,67 +61,14 @@ COLUMNS = (
 )
 
 
-class Piece(NamedTuple):
-    """A piece of the shipped list, and what was dealt to it."""
-
-    label: str
-    name: str
-    source: str
-    group: str
-    title: str
-    notes: str
-    programme: int
-    pitch: float
-    onset_rate: float
-    level_db: float
-
-
-# --- the plan: which pieces, and what they are dealt ---------------------------------------------------------------------------
-def draw(*key: object) -> int:
-    """Give a 64-bit number that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "big")
-
-
-def shipped() -> dict[str, dict[str, dict[str, Any]]]:
-    """Read the shipped list: class → piece → source, group, part, title, notes (fingerprint)."""
-    text = (files("musicnet_eval") / "checksums" / "tradition.json").read_text(encoding="utf-8")
-    return json.loads(text)  # type: ignore[no-any-return]
-
-
-def pieces(label: str) -> list[Piece]:
-    """List the 40 pieces of a class with the programme, pitch, onset rate and level that each is dealt."""
-    rows = shipped()[label]
-    order = sorted(rows, key=lambda name: (rows[name]["part"], draw("order", label, name)))
-    blocks = [order[i : i + BLOCK] for i in range(0, PIECES, BLOCK)]
-
-    def deal(what: str, low: float, high: float) -> dict[str, float]:
-        """Give the pieces of each block one value from each of eight equal ranges."""
-        shares = {
-            name: (k + draw("jitter", what, label, name) / 2**64) / BLOCK
-            for block in blocks
-            for k, name in enumerate(sorted(block, key=lambda name: draw(what, label, name)))
-        }
-        return {name: round(low + (high - low) * share, 3) for name, share in shares.items()}
-
-    pitch, level, rate = deal("pitch", *PITCH), deal("level", *LEVEL_DB), deal("rate", *map(math.log2, ONSET_RATE))
-    return [
-        Piece(
-            label=label,
-            name=name,
-            source=row["source"],
-            group=row["group"],
-            title=row["title"],
-            notes=row["notes"],
-            programme=PROGRAMMES[order.index(name) % len(PROGRAMMES)],
-            pitch=pitch[name],
-            onset_rate=round(2 ** rate[name], 3),
-            level_db=level[name],
-        )
-        for name, row in rows.items()
-    ]
-
-
 # --- from notes to clips -------------------------------------------------------------------------------------------------------
+def read(source: str) -> list[Note]:
+    """Read the score at `PATH.mxl`, `PATH.xml` or `BOOK.abc#NUMBER`, a path inside the corpus."""
+    name, _, number = source.partition("#")
+    path = corpus() / name
+    return read_abc(read_book(path)[int(number)]) if number else read_musicxml(parse_musicxml(path))[0]
+
+
 def tempo(notes: Sequence[Note], onset_rate: float) -> int:
     """Give the microseconds of a quarter note at which a piece has `onset_rate` distinct onsets a second."""
     quarters = (max(n.onset + n.duration for n in notes) - min(n.onset for n in notes)) / TICKS

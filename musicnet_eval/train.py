@@ -293,7 +293,10 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
             where = _named(config, configs.resolved(config), [], UNINDEXED, UNINDEXED)
         except Exception:  # a config so broken that it has no name; the message above is all there is
             return
-    if where is None or (usage and not sweeping and not (where.folder / records.STATUS).exists()):
+    if where is None:
+        return
+    if usage and not sweeping:
+        runs.forget_failure(where.folder)  # a slip of the keyboard leaves no folder behind
         return
     about = {
         "signature": where.signature,

@@ -29,7 +29,6 @@ GOOD = ("data=folder", "backbone=stats_linear", *TINY)
         (["data.segment_seconds=2.0"], "longer than 18 of 18 tracks (shortest: 1.2 s"),
         (["data.segment_seconds=1e9"], "data.segment_seconds=1000000000.0 must be"),
         (["data.fold=7"], "data.fold=7 is outside 0..2"),
-        (["data.folds=40"], "are empty"),
         (["data.protocol=random"], "data.protocol='random' is not a protocol"),
         (["data.on_bad_file=ignore"], "data.on_bad_file='ignore'"),
         (["backbone=resnt18"], "did you mean 'resnet18'"),
@@ -56,8 +55,8 @@ def test_values(
 ) -> None:
     code = train(*GOOD, f"data.root={tones}", *overrides)
     shown = capsys.readouterr().err
+    assert message in shown
     assert code == 2
-    assert any(part in shown for part in message.split("|"))
     assert "Traceback" not in shown
     assert not list(tmp_path.rglob("result.json"))
 

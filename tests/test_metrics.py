@@ -69,11 +69,19 @@ def test_votes_equal_a_group_by_however_batches_fall(size: int) -> None:
     votes = SongVotes(num_songs=64, num_classes=4)
     for i in range(0, 200, size):
         votes.update(probabilities[i : i + size], song[i : i + size], song[i : i + size] % 4)
-    songs, means, labels = votes.compute()
+    songs, means, labels = votes.gather()
     frame = pd.DataFrame(probabilities.numpy()).groupby(song.numpy()).mean()
     assert songs.tolist() == frame.index.tolist()
     np.testing.assert_allclose(means.numpy(), frame.to_numpy(), rtol=1e-6)
     assert labels.tolist() == [s % 4 for s in songs.tolist()]
+
+
+def test_votes_of_one_song_keep_their_shape() -> None:
+    votes = SongVotes(num_songs=5, num_classes=4)
+    votes.update(torch.full((2, 4), 0.25), torch.tensor([3, 3]), torch.tensor([1, 1]))
+    songs, means, labels = votes.gather()
+    assert (songs.shape, means.shape, labels.shape) == ((1,), (1, 4), (1,))
+    assert votes.gather().songs.shape == (0,)  # it starts anew
 
 
 def test_segment_metrics_equal_scikit_learn() -> None:

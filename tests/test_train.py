@@ -169,6 +169,12 @@ def test_official_manifest(tones: Path, train: Command, tmp_path: Path) -> None:
     assert record["choices"]["data"] == "songs"
 
 
+def test_splits_of_one_song(tones: Path, train: Command, tmp_path: Path) -> None:
+    overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "data.folds=18")
+    assert train(*overrides) == 0
+    assert result(only_run(tmp_path))["facts"]["tracks"] == {"train": 16, "val": 1, "test": 1}
+
+
 @pytest.mark.parametrize("keep", ["best", "none"])
 def test_keep_checkpoints(tones: Path, train: Command, tmp_path: Path, keep: str) -> None:
     assert train("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, f"run.keep_checkpoints={keep}") == 0
