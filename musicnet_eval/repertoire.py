@@ -1,7 +1,7 @@
-"""Which pieces of the music21 corpus stand for a tradition, and which belong together: writes the list that is shipped.
+"""Which pieces of the music21 corpus stand for a tradition, which of them belong together, and what each is dealt.
 
-Layer 2, used at development time only: `python -m musicnet_eval.repertoire` writes `checksums/tradition.json` anew from the
-installed corpus (half a minute). A test asserts that it writes what is shipped.
+Layer 2, before `tradition.py`. The choice is shipped as `checksums/tradition.json`; `python -m musicnet_eval.repertoire` makes that
+file anew from the installed corpus (half a minute), and a test asserts that it is the same.
 
 A piece is a candidate if it has 84 distinct onsets or more (three clips of 6 s at the fastest onset rate), and if its sounding
 parts agree on the length of nearly all bars. Candidates come in the order of a hash; one is passed over while another will do
@@ -88,7 +88,12 @@ def shipped() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def pieces(label: str) -> list[Piece]:
-    """List the 40 pieces of a class with the programme, pitch, onset rate and level that each is dealt."""
+    """List the 40 pieces of a class with the programme, pitch, onset rate and level that each is dealt.
+
+    All classes get the same, and so do the parts that `group_kfold` makes of them with 5 folds. Balance over the class alone
+    would not do: the pair (programme, class) of a held-out piece would then always be a rare one in training, and models that
+    hear the programme would score below what they know.
+    """
     rows = shipped()[label]
     order = sorted(rows, key=lambda name: (rows[name]["part"], draw("order", label, name)))
     blocks = [order[i : i + BLOCK] for i in range(0, PIECES, BLOCK)]

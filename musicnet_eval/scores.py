@@ -1,7 +1,7 @@
 """Scores of the music21 corpus as plain note lists: where they lie, and MusicXML in, `Note`s out.
 
-Layer 2, before the audio: `tradition.py` renders what is read here and in `tunes.py` (ABC). The music21 wheel serves as data and is
-never imported.
+Layer 2, before the audio: `tradition.py` renders what is read here and in `tunes.py` (ABC). The music21 wheel serves as data and
+is never imported.
 
 Why own readers and not music21's parser: they take milliseconds a piece, where it takes 0.1 s (a folk tune) to 9 s (a quartet
 movement) and imports matplotlib; and many Monteverdi and quartet files hold bars that are too long or too short in one part only
@@ -72,7 +72,7 @@ def fingerprint(notes: Iterable[Note]) -> str:
     """Give the first 16 hex digits of the SHA-256 of a note list, the same on every machine.
 
     >>> fingerprint([Note(0, 10080, 60, 0)])
-    'ce8cb2f1b1ac0b86'
+    '3b64b034d9470ffb'
     """
     text = ";".join(",".join(map(str, note)) for note in notes)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,11 +5,9 @@ package ships neither: only which 40 pieces make a class, and the fingerprints o
 
 A class is 40 pieces of 3 clips of 6 s. What could give a class away without listening to the music is drawn alike for all: one
 General MIDI programme for all voices of a piece, from a pool of 12 with the same counts in each class; mean pitch, onset rate and
-level from the same ranges; clips begin inside the piece, one in each third. The draws are balanced within the 5 default folds of
-`group_kfold` too: were they balanced over the class only, the pair (programme, class) of a held-out piece would always be the rare
-one in training, and models would score below what they know. Each draw is a hash of (class, piece), so that a clip depends neither
-on order, nor on how many processes build, nor on which other classes are built. Texture (number of voices) is left as it is: it
-belongs to the music, and makes a part of the task easy.
+level from the same ranges; clips begin inside the piece, one in each third (`repertoire.pieces`). Each draw is a hash of (class,
+piece), so that a clip depends neither on order, nor on how many processes build, nor on which other classes are built. Texture
+(number of voices) is left as it is: it belongs to the music, and makes a part of the task easy.
 
 `python -m musicnet_eval.tradition` is the worker that the build starts, one a core: a line in, a piece rendered, a line out.
 """
@@ -240,12 +238,13 @@ def build(chosen: Sequence[Piece], root: Path, workers: int, done: Callable[[], 
         running.append(here.worker)
 
     def ask(piece: Piece) -> list[dict[str, Any]]:
-        here.worker.stdin.write(json.dumps([str(root), piece.label, piece.name]) + "\n")
-        here.worker.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            here.worker.stdin.write(json.dumps([str(root), piece.label, piece.name]) + "\n")
+            here.worker.stdin.flush()
         line = here.worker.stdout.readline()
-        answer = (
-            json.loads(line) if line else {"error": f"The process that rendered {piece.label}/{piece.name} died. Call again."}
-        )
+        if not line:
+            raise DataError(f"The process that rendered {piece.label}/{piece.name} died; its last words are above. Call again.")
+        answer = json.loads(line)
         if "error" in answer:
             raise DataError(answer["error"])
         done()
@@ -361,4 +360,5 @@ def tradition(root: Path | str, classes: Sequence[str] = CLASSES) -> list[Track]
 
 
 if __name__ == "__main__":
-    work()
+    with contextlib.suppress(KeyboardInterrupt):
+        work()
