@@ -36,6 +36,7 @@ class MusicClassifier(lightning.LightningModule):
         loss: `loss(scores, label)`, or a partial that gets `num_classes` and `class_counts` as its signature accepts.
         optimizer: Partial that gets `params`.
         scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate.
+        channels_last: Lay the network's weights out channels last: faster on CPUs and on GPUs with mixed precision.
 
     Shape:
         input: image `[B, K, F, N]`. output: scores `[B, C]`.
@@ -50,11 +51,14 @@ class MusicClassifier(lightning.LightningModule):
         loss: Callable[..., Any] | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         classes = len(facts.classes)
         self.facts = facts
         self.backbone = backbones.build(backbone, backbone_options or {}, classes, facts.image_shape)
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
         self.loss: nn.Module = finish(loss or nn.CrossEntropyLoss(), num_classes=classes, class_counts=facts.class_counts)
         self.make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self.make_scheduler = scheduler

@@ -191,9 +191,11 @@ class MusicDataModule(lightning.LightningDataModule):
 
     def image(self, audio: Tensor) -> Tensor:
         """Turn float audio `[B, T]` into images `[B, K, F, N]` on the device where it lies."""
+        front = self.spectrogram.to(audio.device)
         with torch.no_grad():
-            image: Tensor = self.spectrogram.to(audio.device)(audio)
-        return image
+            # On a CPU one song at a time stays in the cache: half the time of the whole batch at once (measured, same numbers).
+            parts = audio.split(1) if audio.device.type == "cpu" else (audio,)
+            return torch.cat([front(part) for part in parts])
 
     def count_tracks(self) -> dict[str, int]:
         """Count the usable tracks of each split."""
