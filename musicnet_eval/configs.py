@@ -27,6 +27,7 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential)")
 _ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
 
+OmegaConf.register_new_resolver("in", lambda value, choices: value in choices, replace=True)
 OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).expanduser().stem, replace=True)
 
 

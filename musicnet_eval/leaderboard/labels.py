@@ -26,6 +26,9 @@ Settings = dict[str, str]  # what was chosen or overridden → its value
 def settings(runs: Sequence[RunRecord]) -> Settings:
     """Give a configuration's choices, and the overrides that all its runs share."""
     choices = {name: plain(runs[0]["choices"].get(name)) for name in SHOWN}
+    options = runs[0]["config"].get("backbone_options")
+    if isinstance(options, Mapping) and options.get("pretrained") is True:
+        choices["backbone"] += " (pretrained)"  # however it was asked for: on the command line or by an experiment
     shared = set.intersection(*(set(_overrides(run["overrides"]).items()) for run in runs))
     return {**choices, **dict(sorted(shared))}
 
@@ -35,7 +38,8 @@ def _overrides(overrides: Iterable[str]) -> Settings:
     pairs = (plain(override).partition("=") for override in overrides)
     found = {key.lstrip("+"): _canonical(value) for key, _, value in pairs}
     silent = {key for key in found if _below(key.lstrip("~").replace("/", "."), QUIET)}
-    return {key: value for key, value in found.items() if key not in {*silent, *SHOWN, "data", "data.protocol"}}
+    shown = {*silent, *SHOWN, "data", "data.protocol", "backbone_options.pretrained"}
+    return {key: value for key, value in found.items() if key not in shown}
 
 
 def _below(key: str, names: Iterable[str]) -> bool:

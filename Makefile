@@ -1,0 +1,39 @@
+# `make` shows the targets. Everything runs in .venv, which `make setup` makes and the others call for.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread for each numeric library: on 2 shared cores more were measured to be slower.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint types bench
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Make .venv with everything that the demo and the tests need (2-4 minutes, once)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+demo: setup ## Compare three networks and two losses on real music; leaderboard and report (5 minutes after set-up)
+	$(BIN)/musicnet-train experiment=demo
+
+test: setup ## Run every test that CI runs, and print the coverage
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+test-fast: setup ## Run the tests that take less than 3 minutes in all
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Check types (mypy --strict)
+	$(BIN)/mypy
+
+bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (15 minutes)
+	$(BIN)/python experiments/benchmarks/bench.py

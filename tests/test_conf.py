@@ -1,0 +1,131 @@
+"""Every YAML composes, resolves and builds; what a config names exists."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.utils import get_object
+from torch import nn
+
+from musicnet_eval import configs
+from musicnet_eval.classifier import finish
+from musicnet_eval.contracts import DataFacts
+from musicnet_eval.errors import ConfigError
+
+FILES = sorted(path.relative_to(configs.CONF).as_posix() for path in configs.CONF.rglob("*.yaml"))
+CHOICES = [file.removesuffix(".yaml") for file in FILES if "/" in file and not file.startswith("experiment/")]
+EXPERIMENTS = [file.removesuffix(".yaml").partition("/")[2] for file in FILES if file.startswith("experiment/")]
+NEEDED = {"data/folder": ["data.root=songs"], "data/csv": ["data.manifest=songs.csv"]}
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    return configs.resolved(configs.compose(overrides))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_names_what_exists(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    config = composed(f"{group}={name}", *NEEDED.get(choice, []))
+    configs.check(config)
+    for target in configs._targets(config):
+        assert callable(get_object(target)), target
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_says_command_time_and_score(experiment: str) -> None:
+    configs.check(composed(f"experiment={experiment}"))
+    header = (configs.CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf8")
+    assert all(word in header for word in ("# Command:", "# Time:", "# Score:"))
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("spectrogram/")])
+def test_spectrograms_build_and_run(choice: str) -> None:
+    module = configs.build(composed(f"spectrogram={choice.partition('/')[2]}")["spectrogram"], "spectrogram")
+    assert module(torch.zeros(2, 22050)).shape[:2] == (2, 1)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("optimizer/", "scheduler/"))])
+def test_optimizers_and_schedules_build_and_step(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    config = composed(f"{group}={name}")
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = finish(configs.build(config["optimizer"], "optimizer"), params=[weight])
+    scheduler = finish(configs.build(config["scheduler"], "scheduler"), optimizer=optimizer, total_steps=10)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("callbacks/", "trainer/"))])
+def test_callbacks_and_trainers_build(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    config = composed(f"{group}={name}")
+    for key, node in config["callbacks"].items():
+        assert configs.build(node, f"callbacks.{key}") is not None
+    if name == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="trainer cannot be made"):
+            configs.build(config["trainer"], "trainer")
+    else:
+        facts = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        assert configs.build(config["trainer"], "trainer", **facts).max_epochs == 20
+
+
+def test_the_trainer_has_lightnings_own_arguments_only() -> None:
+    import lightning
+
+    known = set(inspect.signature(lightning.Trainer.__init__).parameters)
+    assert set(composed()["trainer"]) - {"_target_"} <= known
+
+
+def test_model_and_data_nodes_name_every_argument() -> None:
+    """A config key is a constructor argument: none is left out, none is made up."""
+    config = composed()
+    for node, given in (("model", {"facts", "num_songs"}), ("datamodule", {"tracks"})):
+        arguments = set(inspect.signature(get_object(config[node]["_target_"])).parameters)
+        assert set(config[node]) - {"_target_"} == arguments - given
+
+
+def test_the_whole_model_builds_from_the_defaults() -> None:
+    facts = DataFacts(classes=("a", "b"), class_counts=(3, 4), image_shape=(1, 32, 40), sample_rate=22050)
+    model = configs.build(composed("backbone=test_resnet", "loss=balanced_trusted")["model"], "model", facts=facts, num_songs=7)
+    assert model(torch.zeros(2, 1, 32, 40)).shape == (2, 2)
+    assert isinstance(model.make_optimizer, partial)
+
+
+def test_shipped_targets_are_found() -> None:
+    assert {"torch.nn.CrossEntropyLoss", "musicnet_eval.classifier.MusicClassifier"} <= configs.shipped_targets()
+    assert "torch.load" not in configs.shipped_targets()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_yaml_is_plain_and_explains_itself(file: str) -> None:
+    text = (configs.CONF / file).read_text(encoding="utf8")
+    yaml.safe_load(text)
+    assert "\t" not in text
+    if file.startswith(("loss/", "data/", "spectrogram/", "experiment/")):
+        assert text.startswith("#"), "a choice opens by saying what it is"
+
+
+def test_conf_is_found_beside_the_package() -> None:
+    assert (configs.CONF / "train.yaml").is_file()
+    assert Path(configs.CONF).name == "conf"
+
+
+def test_unknown_things_are_named() -> None:
+    for override, named in (("losss=x", "losss"), ("loss=nope", "nope"), ("data.foldd=1", "foldd")):
+        with pytest.raises(ConfigError, match=named):
+            configs.compose([override])
+
+
+def test_missing_values_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"data.manifest must be given, and is not. Say data.manifest=VALUE"):
+        composed("data=csv")

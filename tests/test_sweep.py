@@ -1,0 +1,111 @@
+"""A sweep on the embedded data: one run that fails does not stop the others, and asking again repeats nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from musicnet_eval import records
+from tests.conftest import Command
+
+SMALL = (
+    "spectrogram.n_mels=32",
+    "spectrogram.hop_length=2048",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "++trainer.limit_train_batches=4",
+    "++trainer.limit_val_batches=2",
+    "++trainer.limit_test_batches=2",
+    "num_threads=1",
+)
+
+
+def test_two_by_two_on_the_embedded_data(
+    train: Command, tradition_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sometimes.py").write_text(
+        "import pathlib, torch\n"
+        "class Loss(torch.nn.CrossEntropyLoss):\n"
+        "    def forward(self, scores, label):\n"
+        "        if not pathlib.Path('mended').exists():\n"
+        "            raise RuntimeError('not mended yet')\n"
+        "        return super().forward(scores, label)\n"
+    )
+    (tmp_path / "more/loss").mkdir(parents=True)
+    (tmp_path / "more/loss/sometimes.yaml").write_text("_target_: sometimes.Loss\n")
+    sweep = (
+        "-m",
+        "--config-dir=more",
+        f"paths.data={tradition_root.parent}",
+        "backbone=test_resnet,stats_linear",
+        "loss=cross_entropy,sometimes",
+        "plugins=[sometimes]",
+        *SMALL,
+    )
+    assert train(*sweep) == 1
+    folder = tmp_path / "runs/tradition"
+    states = Counter(records.state(run) for run in records.find_runs([folder]))
+    assert states == {"done": 2, "failed": 2}
+    shown = capsys.readouterr()
+    assert "2 of 4 runs failed" in shown.err
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"leaderboard.md", "leaderboard.csv", "report.html"}
+    table = (folder / "leaderboard.md").read_text()
+    assert "not mended yet" in table
+    failed = next(folder.rglob("failed.json"))
+    assert json.loads(failed.read_text())["choices"]["loss"] == "sometimes"
+
+    (tmp_path / "mended").touch()
+    written = {run: (run / "result.json").stat().st_mtime_ns for run in records.find_runs([folder]) if (run / "result.json").exists()}
+    assert train(*sweep) == 0
+    assert all((run / "result.json").stat().st_mtime_ns == before for run, before in written.items())
+    assert capsys.readouterr().out.count("done already") == 2
+    assert {records.state(run) for run in records.find_runs([folder])} == {"done"}
+    assert not list(folder.rglob("failed.json"))
+    with (folder / "leaderboard.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_path: Path) -> None:
+    from tests.conftest import TINY
+
+    overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", "seed=0,1", *TINY)
+    assert train("-m", *overrides, f"hydra.sweep.dir={tmp_path / 'here'}") == 0
+    assert [run.parent for run in records.find_runs([tmp_path / "here"])] == [tmp_path / "here"] * 2
+    assert (tmp_path / "here/report.html").is_file()
+
+
+def test_data_that_is_missing_fails_its_own_runs_only(train: Command, tones: Path, tmp_path: Path) -> None:
+    from tests.conftest import TINY
+
+    overrides = ("data=folder", f"data.root={tones},nowhere", "backbone=stats_linear", *TINY)
+    assert train("-m", *overrides) == 1
+    assert Counter(records.state(run) for run in records.find_runs([tmp_path / "runs"])) == {"done": 1, "failed": 1}
+    (tmp_path / "nowhere").symlink_to(tones)  # mended: the failure is taken back
+    assert train("-m", *overrides) == 0
+    assert {records.state(run) for run in records.find_runs([tmp_path / "runs"])} == {"done"}
+
+
+def test_stop_on_error(train: Command, tones: Path, tmp_path: Path) -> None:
+    from tests.conftest import TINY
+
+    overrides = ("data=folder", f"data.root=nowhere,{tones}", "backbone=stats_linear", "run.on_error=stop", *TINY)
+    assert train("-m", *overrides) == 1
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_seeds_share_a_row_and_folds_too(train: Command, tones: Path, tmp_path: Path) -> None:
+    from musicnet_eval import leaderboard
+    from tests.conftest import TINY
+
+    overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", "seed=0,1", "data.fold=0,1", *TINY)
+    assert train("-m", *overrides) == 0
+    runs = [records.read_result(run) for run in records.find_runs([tmp_path / "runs"])]
+    assert len({run["signature"] for run in runs}) == 4
+    assert len({run["configuration"] for run in runs}) == 1
+    (row,) = leaderboard.as_rows(leaderboard.collect([tmp_path / "runs"]))
+    assert row["runs"] == 4
+    assert row["mean"] == pytest.approx(sum(run["metrics"]["test/song/accuracy"] for run in runs) / 4)
