@@ -126,55 +126,27 @@ def group_name(plain: Any) -> str:
 
 def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
-    began, started = time.perf_counter(), records.now()
-    import lightning
-    import torch
-
-    from musicnet_eval import callbacks
+    clock, started = [time.perf_counter()], records.now()
     from musicnet_eval.evaluate import load_weights, score
-    from musicnet_eval.metrics import monitorable
 
-    config = planned.config
     _quiet()
-    if config["num_threads"]:
-        torch.set_num_threads(config["num_threads"])
-    lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
-    data.setup()
-    model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
-    if config["monitor"] not in monitorable():
-        raise ConfigError(f"monitor={config['monitor']!r} is no validation metric; {nearest(config['monitor'], monitorable())}")
-    watching = {name: configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
-    fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder)]
-    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"])
-    if sys.stderr.isatty():
-        fixed.append(callbacks.Progress())
-    trainer = configs.build(
-        config["trainer"],
-        "trainer",
-        callbacks=[*fixed, *watching.values()],
-        logger=_loggers(planned),
-        plugins=[callbacks.AtomicCheckpoints()],
-        default_root_dir=str(planned.folder),
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module deals rows to ranks itself, each exactly once
-    )
-    ready = time.perf_counter()
+    data, model, trainer, watching = _build(planned)
+    clock.append(time.perf_counter())
     trainer.fit(model, datamodule=data)
-    fitted = time.perf_counter()
-    running = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
+    clock.append(time.perf_counter())
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
     load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
-    metrics, predictions = score(trainer, model, data)
-    tested = time.perf_counter()
+    found, predictions = score(trainer, model, data)
+    clock.append(time.perf_counter())
+    metrics |= found
+    metrics["gap/segment/accuracy"] = metrics["train/segment/accuracy"] - metrics["test/segment/accuracy"]
     records.write_predictions(planned.folder, predictions, data.facts.classes)
-    _keep(planned.folder, config["run"]["keep_checkpoints"])
-    metrics |= running
-    metrics["gap/segment/accuracy"] = running["train/segment/accuracy"] - metrics["test/segment/accuracy"]
+    _keep(planned.folder, planned.config["run"]["keep_checkpoints"])
     throughput: dict[str, float] = {}
-    for watcher in watching.values():
+    for watcher in watching:
         throughput |= watcher.result() if hasattr(watcher, "result") else {}
+    names = ("setup", "fit", "test")
+    seconds = {name: round(after - before, 3) for name, before, after in zip(names, clock, clock[1:], strict=False)}
     return RunRecord(
         schema=records.SCHEMA,
         status="done",
@@ -186,12 +158,7 @@ def fit(planned: Plan) -> RunRecord:
         facts={**asdict(data.facts), "tracks": data.count_tracks(), "bad_tracks": data.bad_tracks},
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
-        seconds={
-            "setup": round(ready - began, 3),
-            "fit": round(fitted - ready, 3),
-            "test": round(tested - fitted, 3),
-            "total": round(time.perf_counter() - began, 3),
-        },
+        seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
         throughput=throughput,
         hardware=environment.hardware(str(trainer.strategy.root_device)),
         versions=environment.versions(),
@@ -199,6 +166,43 @@ def fit(planned: Plan) -> RunRecord:
         started=started,
         finished=records.now(),
     )
+
+
+def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
+    """Build data, model and trainer, and the callbacks that the config adds."""
+    import lightning
+    import torch
+
+    from musicnet_eval import callbacks
+    from musicnet_eval.metrics import monitorable
+
+    config = planned.config
+    if config["monitor"] not in monitorable():
+        raise ConfigError(f"monitor={config['monitor']!r} is no validation metric; {nearest(config['monitor'], monitorable())}")
+    if config["num_threads"]:
+        torch.set_num_threads(config["num_threads"])
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
+    data.setup()
+    model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
+    watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
+    fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder)]
+    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"])
+    if sys.stderr.isatty():
+        fixed.append(callbacks.Progress())
+    trainer = configs.build(
+        config["trainer"],
+        "trainer",
+        callbacks=[*fixed, *watching],
+        logger=_loggers(planned),
+        plugins=[callbacks.AtomicCheckpoints()],
+        default_root_dir=str(planned.folder),
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module deals rows to ranks itself, each exactly once
+    )
+    return data, model, trainer, watching
 
 
 def _loggers(planned: Plan) -> Any:

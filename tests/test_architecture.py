@@ -1,0 +1,193 @@
+"""The shape of the code: who may import whom, what stays light, how big a file and a function may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "musicnet_eval"
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+HEAVY = {
+    "torch",
+    "torchaudio",
+    "torchvision",
+    "lightning",
+    "timm",
+    "torchmetrics",
+    "scipy",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "wandb",
+}
+
+# Layer → its modules, and what of the package they may import beyond the layers' nouns (layer 0). docs/design.md, section 3.
+LAYERS: dict[str, tuple[set[str], set[str]]] = {
+    "0 nouns": ({"contracts", "errors"}, {"errors"}),
+    "1 records": ({"records"}, set()),
+    "1 parts": (
+        {"audio", "backbones", "datasets", "environment", "losses", "metrics", "runs", "schedules", "spectrograms", "weights"},
+        {"records", "weights"},
+    ),
+    "2 segments": ({"segments"}, {"audio"}),
+    "2 embedded data": (
+        {"scores", "tunes", "repertoire", "tradition"},
+        {"scores", "tunes", "repertoire", "tradition", "audio", "datasets", "records"},
+    ),
+    "3 data": ({"datamodule"}, {"audio", "datasets", "segments"}),
+    "3 model": ({"classifier"}, {"backbones", "metrics"}),
+    "3 callbacks": ({"callbacks"}, {"records", "runs"}),
+    "4 configs": ({"configs"}, set()),
+    "4 run": (
+        {"train", "evaluate", "predict"},
+        {
+            "audio",
+            "backbones",
+            "callbacks",
+            "configs",
+            "datasets",
+            "environment",
+            "evaluate",
+            "metrics",
+            "records",
+            "runs",
+            "segments",
+            "weights",
+        },
+    ),
+    "4 reporting": ({"leaderboard", "report"}, {"leaderboard", "records", "__version__"}),
+    "5 sweep": ({"sweep"}, {"leaderboard", "report"}),
+}
+MAY_IMPORT_HYDRA = {"configs", "train", "sweep"}
+LIGHT = {
+    "contracts",
+    "errors",
+    "records",
+    "runs",
+    "datasets",
+    "environment",
+    "weights",
+    "configs",
+    "train",
+    "evaluate",
+    "predict",
+    "leaderboard",
+    "report",
+    "sweep",
+    "tradition",
+    "scores",
+}
+
+
+def module(path: Path) -> str:
+    """Name a file's module; a folder counts as one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, top_only: bool = False) -> Iterator[str]:
+    """Give the dotted names that a file imports; with `top_only`, those that importing the file runs."""
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    nodes = list(_run_on_import(tree)) if top_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        if not typing_only and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from _run_on_import(child)
+
+
+def test_every_module_has_a_layer() -> None:
+    known = set().union(*(modules for modules, _ in LAYERS.values())) | {"__init__"}
+    assert {module(path) for path in FILES} == known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_follow_the_layers(path: Path) -> None:
+    own = module(path)
+    if own == "__init__":
+        return
+    allowed = next(may for modules, may in LAYERS.values() if own in modules) | {"contracts", "errors", own}
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("musicnet_eval.")}
+    assert used <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_hydra_stays_in_few_hands(path: Path) -> None:
+    if module(path) not in MAY_IMPORT_HYDRA:
+        assert not [name for name in imports(path) if name.split(".")[0] in ("hydra", "omegaconf")]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module(p) in LIGHT], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_light_modules_import_nothing_heavy_at_their_top(path: Path) -> None:
+    assert not [name for name in imports(path, top_only=True) if name.split(".")[0] in HEAVY]
+
+
+def test_no_circles() -> None:
+    edges = {module(p): {n.split(".")[1] for n in imports(p, top_only=True) if n.startswith("musicnet_eval.")} for p in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " → ".join((*trail, name))
+        if name not in done:
+            for other in edges.get(name, set()) - {name}:
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_sizes(path: Path) -> None:
+    text = path.read_text(encoding="utf8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_docstrings(path: Path) -> None:
+    """A module says what it owns; a public function or class says what it does."""
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report"])
+def test_help_is_light(command: str) -> None:
+    code = (
+        f"import sys, runpy; sys.argv = ['musicnet-{command}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('musicnet_eval.{command}', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        f"print('heavy:', sorted(set(sys.modules) & {HEAVY!r}))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("heavy: []")
+    assert f"musicnet-{command}" in done.stdout
+    assert "xit codes" in done.stdout
+    assert len(done.stdout.splitlines()) > 12
+
+
+def test_nothing_is_left_open() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf8")
+        assert not any(word in text for word in ("TODO", "FIXME", "XXX", "NotImplementedError", "pragma: no cover")), path
