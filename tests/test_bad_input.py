@@ -114,7 +114,8 @@ def test_data_that_cannot_be_used(
 
 def test_a_training_that_breaks_leaves_its_traceback(tones: Path, train: Command, tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(
-        "import torch\nclass Loss(torch.nn.Module):\n    def forward(self, scores, label):\n        raise ArithmeticError('at once')\n"
+        "import torch\nclass Loss(torch.nn.Module):\n"
+        "    def forward(self, scores, label):\n        raise ArithmeticError('at once')\n"
     )
     code = train(*GOOD, f"data.root={tones}", "plugins=[breaking]", "loss._target_=breaking.Loss")
     assert code == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def test_grid_reaches_both_ends_without_gaps(length: int, hop: int) -> None:
     starts = grid(length, 40, hop)
     assert starts[0] == 0
     assert starts[-1] == max(0, length - 40)
-    assert all(0 < b - a <= hop for a, b in zip(starts, starts[1:], strict=False))
+    assert all(0 < b - a <= hop for a, b in itertools.pairwise(starts))
 
 
 def test_grid_reading_equals_slicing(songs: list[Song]) -> None:
