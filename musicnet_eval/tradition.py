@@ -130,7 +130,8 @@ def midi(notes: Sequence[Note], programme: int, transpose: int, tempo_us: int, l
         channel, key = channels[n.part], min(max(n.pitch + transpose, 0), 127)
         events += [(n.onset, 3, bytes([0x90 | channel, key, 80])), (n.onset + n.duration, 2, bytes([0x80 | channel, key, 0]))]
     now, track = 0, bytearray()
-    for tick, _, message in [*sorted(events), (length + TICKS // 4, 4, b"\xff\x2f\x00")]:
+    end = max(length + TICKS // 4, *(tick for tick, _, _ in events))
+    for tick, _, message in [*sorted(events), (end, 4, b"\xff\x2f\x00")]:
         track += _variable(tick - now) + message
         now = tick
     header = b"MThd" + (6).to_bytes(4, "big") + (0).to_bytes(2, "big") + (1).to_bytes(2, "big") + TICKS.to_bytes(2, "big")
