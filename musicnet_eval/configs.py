@@ -9,6 +9,7 @@ defined there.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import sys
@@ -186,6 +187,11 @@ def check_stored(config: Mapping[str, Any], plugins: Sequence[str]) -> None:
     """
     from hydra.utils import get_object
 
+    # A resolved config has no interpolations left; in a stranger's, one could bring in a node that was never looked at.
+    if "${" in json.dumps(config, default=str):
+        raise RecordError(
+            "The run's config holds an interpolation '${…}', which a stored config never does. It was tampered with."
+        )
     for target in _targets(config):
         if target in shipped_targets():
             continue

@@ -182,6 +182,17 @@ def test_a_strangers_config_builds_nothing_of_its_own(run: Path, tmp_path: Path,
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("place", ["optimizer", "scheduler"])
+def test_a_strangers_interpolation_is_refused(run: Path, tmp_path: Path, place: str) -> None:
+    """An interpolation would bring in, at building time, a node that the list of targets never saw."""
+    record = json.loads((run / "result.json").read_text())
+    record["config"]["model"][place] = f"${{oc.create:{{_target_:os.mkdir,path:{tmp_path / 'ran'}}}}}"
+    (run / "result.json").write_text(json.dumps(record))
+    with pytest.raises(RecordError, match="interpolation"):
+        evaluate.evaluate(run, [])
+    assert not (tmp_path / "ran").exists()
+
+
 def test_plugins_of_a_run_are_printed_never_imported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     record = json.loads((run / "result.json").read_text())
