@@ -43,7 +43,7 @@ def test_the_wheel_trains_in_a_fresh_environment(wheel: Path, tones: Path, tmp_p
     site = next((home / "lib").glob("python3*/site-packages"))
     (site / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     zipfile.ZipFile(wheel).extractall(site)
-    # The editable install of this checkout hangs in a .pth file of the other environment: -P and the order of paths put ours first.
+    # The editable install of this checkout is a .pth of the other environment: what lies in this one comes first.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     python = str(home / "bin" / "python")
 
