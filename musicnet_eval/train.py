@@ -252,8 +252,7 @@ def task(config: DictConfig) -> float | None:
         if planned is not None and (planned.folder / records.STATUS).exists():
             runs.interrupt(planned.folder)
             print(f"interrupted: {planned.folder}", file=sys.stderr)
-        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        raise SystemExit(143 if code in (None, 0) else code) from None  # Lightning ends a terminated fit with code 0
+        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
@@ -269,11 +268,12 @@ def _live(planned: Plan) -> float | None:
     print(f"run: {planned.title} → {planned.folder}", flush=True)
     runs.begin(planned.folder, planned.signature, OmegaConf.to_yaml(OmegaConf.create(planned.written)))
     _forget_unindexed(planned)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         record = fit(planned)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     runs.finish(planned.folder, record)
     songs = record["facts"]["tracks"]["test"]
     print(
@@ -282,9 +282,10 @@ def _live(planned: Plan) -> float | None:
     return record["metrics"].get(planned.config["monitor"])
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise SystemExit(143)
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Leave with the signal's own exit code, 130 or 143; Lightning alone would leave with 1 and 0."""
+    del frame
+    raise SystemExit(128 + number)
 
 
 def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, sweeping: bool) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -136,7 +137,10 @@ def test_packaged_weights_load_whole() -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_no_weights_from_nowhere() -> None:
+def test_no_weights_from_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a hub the user hears of it soon and is told what to do."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", huggingface_hub.constants.HF_HUB_OFFLINE)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nowhere")
     with pytest.raises(ConfigError, match=r"from timm's hub cannot be had(.|\n)*backbone_options.checkpoint_path=FILE"):
         build("resnet18", {"pretrained": True}, 3, (1, 64, 64))
