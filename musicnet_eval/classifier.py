@@ -159,7 +159,7 @@ def finish(part: Any, **facts: Any) -> Any:
     """
     if not isinstance(part, partial):
         return part
-    parameters = inspect.signature(part).parameters
+    parameters = inspect.signature(part.func).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
         return part(**{name: value for name, value in facts.items() if takes_all or name in parameters})
