@@ -3,7 +3,7 @@
 `decode` reads anything libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, AU, …), mixes it to mono and resamples it (soxr, high
 quality). `DecodedCache` keeps the result as raw int16 PCM, one file a track, named by the source's identity and the decode
 parameters: it is written by temporary file and rename, so that nothing half-written is ever read and several processes may
-build it at once; reading a segment is one `pread` into the batch.
+build it at once. The files are mapped into memory: reading a segment is one copy into the batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -167,20 +167,18 @@ def progress(items: Any, total: int, what: str, *, quiet: bool = False) -> Any:
     return track(items, description=what, total=total, console=Console(stderr=True), transient=True)
 
 
-@lru_cache(maxsize=512)
-def _open(path: str) -> _Reader:
-    return _Reader(path)
+@lru_cache(maxsize=8192)
+def map_pcm(path: str) -> Pcm:
+    """Map a PCM file into memory, read-only; the most recently used ones stay mapped, and a copy out of them is one of memory.
 
+    It is torch's mapping because that keeps no file descriptor, of which a process may hold few; Python's own keeps one a file.
+    """
+    import torch
 
-class _Reader:
-    """One open PCM file; the cache above holds the most recent ones and closes the others."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-        self._close: Callable[[int], None] = os.close
-
-    def __del__(self) -> None:
-        self._close(self.descriptor)
+    samples = pcm_length(Path(path))
+    mapped: Pcm = torch.from_file(path, shared=False, size=samples, dtype=torch.int16).numpy()
+    mapped.flags.writeable = False
+    return mapped
 
 
 def pcm_length(path: Path) -> int:
@@ -189,5 +187,7 @@ def pcm_length(path: Path) -> int:
 
 
 def read_pcm(path: str, start: int, out: Pcm) -> int:
-    """Read samples from `start` on into `out` (a contiguous row of the batch) and give how many there were."""
-    return os.preadv(_open(path).descriptor, [out.data.cast("B")], 2 * start) // 2
+    """Read samples from `start` on into `out` and give how many there were."""
+    part = map_pcm(path)[start : start + len(out)]
+    out[: len(part)] = part
+    return len(part)

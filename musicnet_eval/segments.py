@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from musicnet_eval.audio import read_pcm
+from musicnet_eval.audio import map_pcm
 from musicnet_eval.contracts import Batch
 from musicnet_eval.errors import DataError
 
@@ -81,6 +81,7 @@ class Segments(Dataset[Batch]):
         self.segment = segment
         self.random = hop is None
         self.seed = seed
+        self.silence = np.zeros(segment, dtype=np.int16)
         starts = [[0] if hop is None else grid(song.length, segment, hop) for song in songs]
         repeats = [len(s) for s in starts]
         self.files = [song.pcm for song in songs]
@@ -89,6 +90,7 @@ class Segments(Dataset[Batch]):
         self.slack = np.array([max(song.length - segment, 0) for song in songs], dtype=np.int64)[self.row_song]
         self.label = np.array([song.label for song in songs], dtype=np.int64)[self.row_song]
         self.song = np.array([song.index for song in songs], dtype=np.int64)[self.row_song]
+        self._drawn, self._drawn_epoch = self.start, -1
 
     def __len__(self) -> int:
         return len(self.start)
@@ -100,18 +102,21 @@ class Segments(Dataset[Batch]):
         """Give each row's first sample: drawn from (seed, epoch) in training, else the grid."""
         if not self.random:
             return self.start
-        return np.asarray(generator(self.seed, epoch, "position").random(len(self)) * (self.slack + 1), dtype=np.int64)
+        if epoch != self._drawn_epoch:  # once an epoch, not once a batch
+            self._drawn = np.asarray(generator(self.seed, epoch, "position").random(len(self)) * (self.slack + 1), dtype=np.int64)
+            self._drawn_epoch = epoch
+        return self._drawn
 
     def __getitems__(self, request: Request) -> Batch:
         """Read one batch; samples past a song's end stay silent."""
         rows = request.rows
         start = self.starts(request.epoch)[rows]
-        audio = np.empty((len(rows), self.segment), dtype=np.int16)
-        for out, row, first in zip(audio, rows, start, strict=True):
-            count = read_pcm(self.files[self.row_song[row]], int(first), out)
-            out[count:] = 0
+        pieces = []
+        for song, first in zip(self.row_song[rows].tolist(), start.tolist(), strict=True):
+            piece = map_pcm(self.files[song])[first : first + self.segment]
+            pieces += [piece] if len(piece) == self.segment else [piece, self.silence[len(piece) :]]
         return Batch(
-            audio=torch.from_numpy(audio),
+            audio=torch.from_numpy(np.concatenate(pieces).reshape(len(rows), self.segment)),
             label=torch.from_numpy(self.label[rows]),
             song=torch.from_numpy(self.song[rows]),
             start=torch.from_numpy(start),
