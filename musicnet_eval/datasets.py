@@ -163,6 +163,11 @@ def _deal(tracks: Sequence[Track], folds: int, split_seed: int) -> dict[str, int
     return part
 
 
+def default_protocol(tracks: Iterable[Track]) -> str:
+    """Name the protocol of a data set for which none is chosen: `official` where it gives splits itself, else `group_kfold`."""
+    return "official" if any(track.split for track in tracks) else "group_kfold"
+
+
 def assign_splits(tracks: Sequence[Track], protocol: str, fold: int = 0, folds: int = 5, split_seed: int = 0) -> list[Track]:
     """Apply a named protocol and check what came out.
 

@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from musicnet_eval import configs, records
 from musicnet_eval.contracts import RunRecord, Track
-from musicnet_eval.datasets import assign_splits, fingerprint
+from musicnet_eval.datasets import assign_splits, default_protocol, fingerprint
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
 
 SPLITS = ("val", "test")
 TURNABLE = ("data", "trainer", "num_threads", "plugins")
+
+
+def quiet() -> None:
+    """Take out Lightning's own log handlers, which would say everything twice under Hydra, and advice that does not hold here."""
+    import lightning  # adds the handlers when it is imported
+
+    for name in (lightning.pytorch.__name__, lightning.fabric.__name__):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    # A warm cache feeds the network from the training process; more loader workers were measured to be slower.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch from 2.9 on
+    warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
 
 
 def score(trainer: Any, model: Any, data: Any) -> tuple[dict[str, float], list[records.Prediction]]:
@@ -78,9 +95,11 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
 
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
+    quiet()
     tracks = configs.build(config["data"]["index"], "data.index")
     choice = config["data"]
-    split = assign_splits(tracks, choice["protocol"], choice["fold"], choice["folds"], choice["split_seed"])
+    protocol = choice["protocol"] or default_protocol(tracks)
+    split = assign_splits(tracks, protocol, choice["fold"], choice["folds"], choice["split_seed"])
     data = configs.build(config["datamodule"], "datamodule", tracks=split)
     data.setup()
     if list(data.facts.classes) != list(record["facts"]["classes"]):

@@ -6,13 +6,11 @@ the best epoch → write the record. Heavy imports happen inside, so that `--hel
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import time
 import traceback
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import configs, environment, records, runs
 from musicnet_eval.contracts import RunRecord, Track
-from musicnet_eval.datasets import assign_splits, fingerprint
+from musicnet_eval.datasets import assign_splits, default_protocol, fingerprint
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, nearest
 from musicnet_eval.weights import weight_hashes
 
@@ -65,6 +63,7 @@ def plan(config: DictConfig) -> Plan:
     if not isinstance(tracks, list) or not all(isinstance(track, Track) for track in tracks):
         raise DataError(f"data.index={plain['data']['index'].get('_target_')} must return a list of Track.")
     data = plain["data"]
+    data["protocol"] = data["protocol"] or default_protocol(tracks)
     split = assign_splits(tracks, data["protocol"], data["fold"], data["folds"], data["split_seed"])
     return _named(config, plain, split, fingerprint(split), fingerprint(tracks))
 
@@ -73,10 +72,12 @@ def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split
     choices = _choices(plain)
     weights = weight_hashes(plain["backbone"], plain["backbone_options"])
     signature = records.signature(plain, split_index, weights)
+    written = configs.without_secrets(config)
+    written["data"]["protocol"] = plain["data"]["protocol"]
     leaf = runs.leaf(choices["backbone"], choices["loss"], choices["seed"], signature)
     return Plan(
         config=plain,
-        written=configs.without_secrets(config),
+        written=written,
         tracks=tracks,
         signature=signature,
         configuration=records.configuration(plain, index, weights),
@@ -127,9 +128,9 @@ def group_name(plain: Any) -> str:
 def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
     clock, started = [time.perf_counter()], records.now()
-    from musicnet_eval.evaluate import load_weights, score
+    from musicnet_eval.evaluate import load_weights, quiet, score
 
-    _quiet()
+    quiet()
     data, model, trainer, watching = _build(planned)
     clock.append(time.perf_counter())
     trainer.fit(model, datamodule=data)
@@ -220,19 +221,6 @@ def _keep(folder: Path, keep: str) -> None:
         (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
     if keep == "none":
         (folder / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
-
-
-def _quiet() -> None:
-    """Take out Lightning's own handlers, which would say everything twice under Hydra, and advice that does not hold here."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.setLevel(logging.WARNING)
-    # A warm cache feeds the network from the training process; more loader workers were measured to be slower.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch from 2.9 on
-    warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
 
 
 # --- the command --------------------------------------------------------------------------------------------------------------

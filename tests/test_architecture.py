@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,43 +27,23 @@ HEAVY = {
     "wandb",
 }
 
-# Layer → its modules, and what of the package they may import beyond the layers' nouns (layer 0). docs/design.md, section 3.
-LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "0 nouns": ({"contracts", "errors"}, {"errors"}),
-    "1 records": ({"records"}, set()),
-    "1 parts": (
-        {"audio", "backbones", "datasets", "environment", "losses", "metrics", "runs", "schedules", "spectrograms", "weights"},
-        {"records", "weights"},
-    ),
-    "2 segments": ({"segments"}, {"audio"}),
-    "2 embedded data": (
-        {"scores", "tunes", "repertoire", "tradition"},
-        {"scores", "tunes", "repertoire", "tradition", "audio", "datasets", "records"},
-    ),
-    "3 data": ({"datamodule"}, {"audio", "datasets", "segments"}),
-    "3 model": ({"classifier"}, {"backbones", "metrics"}),
-    "3 callbacks": ({"callbacks"}, {"records", "runs"}),
-    "4 configs": ({"configs"}, set()),
-    "4 run": (
-        {"train", "evaluate", "predict"},
-        {
-            "audio",
-            "backbones",
-            "callbacks",
-            "configs",
-            "datasets",
-            "environment",
-            "evaluate",
-            "metrics",
-            "records",
-            "runs",
-            "segments",
-            "weights",
-        },
-    ),
-    "4 reporting": ({"leaderboard", "report"}, {"leaderboard", "records", "__version__"}),
-    "5 sweep": ({"sweep"}, {"leaderboard", "report"}),
-}
+DESIGN = PACKAGE.parent / "docs" / "design.md"
+
+
+def layers() -> dict[str, set[str]]:
+    """Read the table of section 3 of docs/design.md: module → what of the package it may import."""
+    table: dict[str, set[str]] = {}
+    nouns: set[str] = set()
+    for row in re.findall(r"^\| \d \| (.+) \| (.+) \|$", DESIGN.read_text(encoding="utf8"), flags=re.MULTILINE):
+        modules, allowed = ({name.strip().strip("`") for name in cell.split(",")} for cell in row)
+        nouns |= modules if not nouns else set()
+        table |= {name: allowed for name in modules}
+    return {
+        name: {"__version__", name} | (allowed - {"layer 0"}) | (nouns if "layer 0" in allowed else set())
+        for name, allowed in table.items()
+    }
+
+
 MAY_IMPORT_HYDRA = {"configs", "train", "sweep"}
 LIGHT = {
     "contracts",
@@ -109,18 +90,13 @@ def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def test_every_module_has_a_layer() -> None:
-    known = set().union(*(modules for modules, _ in LAYERS.values())) | {"__init__"}
-    assert {module(path) for path in FILES} == known
+    assert {module(path) for path in FILES} == set(layers())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_imports_follow_the_layers(path: Path) -> None:
-    own = module(path)
-    if own == "__init__":
-        return
-    allowed = next(may for modules, may in LAYERS.values() if own in modules) | {"contracts", "errors", own}
+def test_imports_follow_the_design(path: Path) -> None:
     used = {name.split(".")[1] for name in imports(path) if name.startswith("musicnet_eval.")}
-    assert used <= allowed
+    assert used <= layers()[module(path)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())

@@ -162,11 +162,14 @@ def test_official_manifest(tones: Path, train: Command, tmp_path: Path) -> None:
         for i in range(6)
     ]
     (tmp_path / "songs.csv").write_text("\n".join(["path,label,group,split", *rows]))
-    overrides = ("data=csv", "data.manifest=songs.csv", f"data.root={tones}", "data.protocol=official", "backbone=stats_linear")
+    overrides = ("data=csv", "data.manifest=songs.csv", f"data.root={tones}", "backbone=stats_linear")
     assert train(*overrides, *TINY) == 0
     record = result(only_run(tmp_path))
     assert record["facts"]["tracks"] == {"train": 9, "val": 3, "test": 6}
-    assert record["choices"]["data"] == "songs"
+    assert (record["choices"]["data"], record["choices"]["protocol"]) == ("songs", "official")
+    assert record["config"]["data"]["protocol"] == "official"
+    assert train(*overrides, *TINY, "data.protocol=group_kfold", f"hydra.run.dir={tmp_path / 'dealt'}") == 0
+    assert result(tmp_path / "dealt")["facts"]["tracks"] == {"train": 6, "val": 6, "test": 6}
 
 
 def test_splits_of_one_song(tones: Path, train: Command, tmp_path: Path) -> None:
