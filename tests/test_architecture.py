@@ -37,7 +37,7 @@ def layers() -> dict[str, set[str]]:
     for row in re.findall(r"^\| \d \| (.+) \| (.+) \|$", DESIGN.read_text(encoding="utf8"), flags=re.MULTILINE):
         modules, allowed = ({name.strip().strip("`") for name in cell.split(",")} for cell in row)
         nouns |= modules if not nouns else set()
-        table |= {name: allowed for name in modules}
+        table |= dict.fromkeys(modules, allowed)
     return {
         name: {"__version__", name} | (allowed - {"layer 0"}) | (nouns if "layer 0" in allowed else set())
         for name, allowed in table.items()
