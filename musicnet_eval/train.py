@@ -87,6 +87,11 @@ def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split
     )
 
 
+def _unindexed(config: DictConfig) -> Plan:
+    """Name a run whose data cannot be listed, so that its failure has a place."""
+    return _named(config, configs.resolved(config), [], UNINDEXED, UNINDEXED)
+
+
 def _choices(plain: dict[str, Any]) -> dict[str, Any]:
     picked = HydraConfig.get().runtime.choices
     return {
@@ -235,6 +240,7 @@ def task(config: DictConfig) -> float | None:
         if runs.is_done(planned.folder, planned.signature) and not planned.config["run"]["force"]:
             print(f"done already: {planned.folder}", flush=True)
             return records.read_result(planned.folder)["metrics"].get(config.monitor)
+        runs.forget_failure(_unindexed(config).folder)  # an earlier try that could not list its data had another name
         return _live(planned)
     except (KeyboardInterrupt, SystemExit) as stop:
         if planned is not None and (planned.folder / records.STATUS).exists():
@@ -255,7 +261,6 @@ def task(config: DictConfig) -> float | None:
 def _live(planned: Plan) -> float | None:
     print(f"run: {planned.title} → {planned.folder}", flush=True)
     runs.begin(planned.folder, planned.signature, OmegaConf.to_yaml(OmegaConf.create(planned.written)))
-    _forget_unindexed(planned)
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         record = fit(planned)
@@ -283,7 +288,7 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
     where = planned
     if where is None and sweeping:
         try:
-            where = _named(config, configs.resolved(config), [], UNINDEXED, UNINDEXED)
+            where = _unindexed(config)
         except Exception:  # a config so broken that it has no name; the message above is all there is
             return
     if where is None:
@@ -300,14 +305,6 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
     }
     runs.fail(where.folder, error, traceback.format_exc(), about)
     print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
-
-
-def _forget_unindexed(planned: Plan) -> None:
-    """Take back an earlier failure of the same run that could not even list its data, and so had another name."""
-    weights = weight_hashes(planned.config["backbone"], planned.config["backbone_options"])
-    c = planned.choices
-    leaf = runs.leaf(c["backbone"], c["loss"], c["seed"], records.signature(planned.config, UNINDEXED, weights))
-    runs.forget_failure(planned.folder.parent / leaf)
 
 
 def _finish_wandb(*, failed: bool) -> None:
