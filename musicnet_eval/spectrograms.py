@@ -112,8 +112,8 @@ class _Spectrum(nn.Module):
 
     def __init__(self, n_fft: int, hop_length: int) -> None:
         super().__init__()
-        if n_fft < 16 or n_fft & (n_fft - 1):
-            raise ConfigError(f"spectrogram.n_fft={n_fft} must be a power of two, at least 16, such as 1024 or 2048.")
+        if not 16 <= n_fft <= 2**17 or n_fft & (n_fft - 1):
+            raise ConfigError(f"spectrogram.n_fft={n_fft} must be a power of two from 16 to {2**17}, such as 1024 or 2048.")
         if not 1 <= hop_length <= n_fft:
             raise ConfigError(f"spectrogram.hop_length={hop_length} must be 1..{n_fft} (spectrogram.n_fft), or audio is skipped.")
         self.n_fft = n_fft

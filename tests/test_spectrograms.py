@@ -84,6 +84,7 @@ class TestEvery:
     [
         ({"n_fft": 1000}, "n_fft=1000 must be a power of two"),
         ({"n_fft": -1}, "n_fft=-1"),
+        ({"n_fft": 2**30}, "n_fft=1073741824"),
         ({"hop_length": 0}, "hop_length=0"),
         ({"hop_length": 4096}, "hop_length=4096"),
         ({"n_mels": 0}, "n_mels=0"),
