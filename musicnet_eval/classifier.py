@@ -69,6 +69,7 @@ class MusicClassifier(lightning.LightningModule):
         )
         self.votes = nn.ModuleDict({split: SongVotes(num_songs, classes) for split in EVAL_SPLITS})
         self.last_votes: dict[str, Votes] = {}
+        self.last_training: dict[str, float] = {}  # the last epoch's training metrics, kept over a resume
 
     def forward(self, image: Tensor) -> Tensor:
         scores: Tensor = self.backbone(image)
@@ -90,8 +91,14 @@ class MusicClassifier(lightning.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self._log_and_reset(self.train_metrics, "train")
+        self.last_training = self._log_and_reset(self.train_metrics, "train")
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["last_training"] = self.last_training
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.last_training = checkpoint["last_training"]
 
     # --- validation and test: one step ---
 
@@ -131,13 +138,15 @@ class MusicClassifier(lightning.LightningModule):
         cast(MeanMetric, self.means[f"{split}_log_loss"]).update(F.cross_entropy(scores.detach().float(), label), len(label))
         return loss
 
-    def _log_and_reset(self, metrics: MetricCollection, split: str) -> None:
-        self.log_dict(metrics.compute())
+    def _log_and_reset(self, metrics: MetricCollection, split: str) -> dict[str, float]:
+        found = dict(metrics.compute())
         metrics.reset()
         for name in ("loss", "log_loss"):
             mean = cast(MeanMetric, self.means[f"{split}_{name}"])
-            self.log(f"{split}/segment/{name}", mean.compute())
+            found[f"{split}/segment/{name}"] = mean.compute()
             mean.reset()
+        self.log_dict(found)
+        return {name: float(value) for name, value in found.items()}
 
     # --- optimization ---
 

@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from musicnet_eval import records
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.errors import RecordError
+
+LOCK = ".lock"
 
 
 def leaf(backbone: str, loss: str, seed: int, signature: str) -> str:
@@ -33,16 +37,34 @@ def is_done(folder: Path, signature: str) -> bool:
         return False
 
 
-def begin(folder: Path, signature: str, config_yaml: str) -> int:
-    """Mark a run as running and give the number of this attempt, from 1."""
+def lock(folder: Path) -> FileLock:
+    """Lock a run folder for as long as the run lives, so that two sweeps never write one folder; a kill frees it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / LOCK)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Name the checkpoint from which a run that was cut short goes on."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False) -> int:
+    """Mark a run as running and give the number of this attempt, from 1.
+
+    What an attempt that was cut short has left (checkpoints, `metrics.csv`) stays, to go on from; what a whole run or a run of
+    another signature has left goes, and all of it when the run is to start `fresh`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        attempt = int(records.read_json(folder / records.STATUS).get("attempt", 0)) + 1
+        before = records.read_json(folder / records.STATUS)
+        attempt = int(before.get("attempt", 0)) + 1
     except (RecordError, TypeError, ValueError):
-        attempt = 1
-    for name in (records.RESULT, records.PREDICTIONS, records.METRICS):
+        before, attempt = {}, 1
+    if fresh or before.get("signature") != signature or (folder / records.RESULT).exists():
+        (folder / records.METRICS).unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in (records.RESULT, records.PREDICTIONS):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     with records.replacing(folder / records.CONFIG) as temporary:
         temporary.write_text(config_yaml, encoding="utf8")
     records.write_json(
@@ -99,6 +121,6 @@ def interrupt(folder: Path) -> None:
 
 def forget_failure(folder: Path) -> None:
     """Remove a run folder that never got anywhere: it holds no metrics, checkpoints or pictures."""
-    kept = {records.FAILED, records.STATUS, records.CONFIG}
+    kept = {records.FAILED, records.STATUS, records.CONFIG, LOCK}
     if folder.is_dir() and kept.issuperset(path.name for path in folder.iterdir()):
         shutil.rmtree(folder)

@@ -138,9 +138,12 @@ def fit(planned: Plan) -> RunRecord:
     quiet()
     data, model, trainer, watching = _build(planned)
     clock.append(time.perf_counter())
-    trainer.fit(model, datamodule=data)
+    last = runs.last_checkpoint(planned.folder)
+    if last.is_file():
+        print(f"goes on from {last}", flush=True)
+    trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     clock.append(time.perf_counter())
-    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
+    metrics = dict(model.last_training)
     load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
     found, predictions = score(trainer, model, data)
     clock.append(time.perf_counter())
@@ -237,11 +240,12 @@ def task(config: DictConfig) -> float | None:
     planned: Plan | None = None
     try:
         planned = plan(config)
-        if runs.is_done(planned.folder, planned.signature) and not planned.config["run"]["force"]:
-            print(f"done already: {planned.folder}", flush=True)
-            return records.read_result(planned.folder)["metrics"].get(config.monitor)
+        if (stored := _stored(planned)) is not None:
+            return stored
         runs.forget_failure(_unindexed(config).folder)  # an earlier try that could not list its data had another name
-        return _live(planned)
+        with runs.lock(planned.folder):  # another process may be at it: wait, and take what it has found
+            stored = _stored(planned)
+            return _live(planned) if stored is None else stored
     except (KeyboardInterrupt, SystemExit) as stop:
         if planned is not None and (planned.folder / records.STATUS).exists():
             runs.interrupt(planned.folder)
@@ -258,9 +262,18 @@ def task(config: DictConfig) -> float | None:
         _finish_wandb(failed=sys.exc_info()[0] is not None)
 
 
+def _stored(planned: Plan) -> float | None:
+    """Give the monitored metric of a run that is done already; None when it is to be done, or repeated."""
+    if planned.config["run"]["force"] or not runs.is_done(planned.folder, planned.signature):
+        return None
+    print(f"done already: {planned.folder}", flush=True)
+    return records.read_result(planned.folder)["metrics"][planned.config["monitor"]]
+
+
 def _live(planned: Plan) -> float | None:
     print(f"run: {planned.title} → {planned.folder}", flush=True)
-    runs.begin(planned.folder, planned.signature, OmegaConf.to_yaml(OmegaConf.create(planned.written)))
+    text = OmegaConf.to_yaml(OmegaConf.create(planned.written))
+    runs.begin(planned.folder, planned.signature, text, fresh=planned.config["run"]["force"])
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         record = fit(planned)

@@ -1,0 +1,135 @@
+"""A run that was cut short goes on where its last checkpoint was, and ends with the numbers of one that was not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from musicnet_eval import records
+from tests.conftest import TINY, Command
+
+STOP = """
+import pathlib
+from lightning.pytorch.callbacks import Callback
+
+
+class Stop(Callback):
+    '''Leave once, at the given moment; count the epochs that are begun.'''
+
+    def __init__(self, hook, epoch):
+        self.hook, self.epoch = hook, epoch
+
+    def _at(self, hook, trainer):
+        flag = pathlib.Path("stopped")
+        if hook == self.hook and trainer.current_epoch >= self.epoch and not flag.exists():
+            flag.touch()
+            raise SystemExit(130)
+
+    def on_train_epoch_start(self, trainer, module):
+        with open("epochs", "a") as file:
+            file.write(f"{trainer.current_epoch} ")
+        self._at("epoch_start", trainer)
+
+    def on_train_batch_end(self, trainer, *rest):
+        self._at("batch_end", trainer)
+
+    def on_validation_end(self, trainer, module):
+        self._at("validation_end", trainer)
+
+    def on_test_start(self, trainer, module):
+        self._at("test_start", trainer)
+"""
+
+
+def overrides(tones: Path) -> list[str]:
+    return [
+        "data=folder",
+        f"data.root={tones}",
+        "backbone=test_resnet",
+        "+backbone_options.drop_rate=0.3",  # draws random numbers in every step
+        "loss=balanced_trusted_robust",  # its trust warms up over the whole training
+        *TINY,
+        "trainer.max_epochs=4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hook", "epoch", "begun"),
+    [
+        ("batch_end", 0, "0 0 1 2 3 "),
+        ("batch_end", 2, "0 1 2 2 3 "),
+        ("epoch_start", 3, "0 1 2 3 3 "),
+        ("validation_end", 1, "0 1 1 2 3 "),
+        ("test_start", 3, "0 1 2 3 "),
+    ],
+)
+def test_resumed_equals_undisturbed(
+    tones: Path, train: Command, tmp_path: Path, hook: str, epoch: int, begun: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stop.py").write_text(STOP)
+    stopping = (
+        "plugins=[stop]",
+        "+callbacks.stop._target_=stop.Stop",
+        f"+callbacks.stop.hook={hook}",
+        f"+callbacks.stop.epoch={epoch}",
+    )
+    for name, before in (("whole", True), ("cut", False)):
+        if before:
+            (tmp_path / "stopped").touch()
+        else:
+            (tmp_path / "stopped").unlink()
+            (tmp_path / "epochs").unlink()
+        code = train(*overrides(tones), *stopping, f"hydra.run.dir={tmp_path / name}")
+        assert code == (0 if before else 130)
+    if not (tmp_path / "cut/result.json").exists():
+        assert json.loads((tmp_path / "cut/status.json").read_text())["state"] in ("interrupted", "failed")
+        assert train(*overrides(tones), *stopping, f"hydra.run.dir={tmp_path / 'cut'}") == 0
+    assert (tmp_path / "epochs").read_text() == begun
+    whole, cut = (records.read_result(tmp_path / name) for name in ("whole", "cut"))
+    assert cut["metrics"] == whole["metrics"]
+    for file in ("predictions.csv", "metrics.csv"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert json.loads((tmp_path / "cut/status.json").read_text())["attempt"] == 2
+
+
+def test_force_starts_afresh(tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stop.py").write_text(STOP)
+    stopping = (
+        "plugins=[stop]",
+        "+callbacks.stop._target_=stop.Stop",
+        "+callbacks.stop.hook=batch_end",
+        "+callbacks.stop.epoch=2",
+    )
+    assert train(*overrides(tones), *stopping) == 130
+    assert train(*overrides(tones), *stopping, "run.force=true") == 0
+    assert (tmp_path / "epochs").read_text() == "0 1 2 0 1 2 3 "
+    assert "goes on" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_kill_nine_and_two_at_once(tones: Path, tmp_path: Path) -> None:
+    """Kill a run without warning, then ask for it twice at the same time: one goes on, the other waits and takes its result."""
+    command = [sys.executable, "-m", "musicnet_eval.train", *overrides(tones), "trainer.max_epochs=60", "hydra.run.dir=cut"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(records.read_curves(tmp_path / "cut")) < 5:
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    assert not (tmp_path / "cut/result.json").exists()
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("goes on from" in text for text in said) == 1
+    assert sum("done already" in text for text in said) == 1
+    subprocess.run([*command[:-1], "hydra.run.dir=whole"], cwd=tmp_path, check=True, capture_output=True)
+    whole, cut = (records.read_result(tmp_path / name) for name in ("whole", "cut"))
+    assert cut["metrics"] == whole["metrics"]
+    assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
