@@ -101,24 +101,54 @@ def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:
     return [f"{o.partition('=')[0]}=***" if SECRET.search(o.partition("=")[0]) else o for o in overrides]
 
 
+WHOLE = {  # key → smallest and largest
+    "seed": (0, 2**31 - 1),
+    "num_threads": (1, 1024),
+    "trainer.max_epochs": (1, 10**9),
+    "data.fold": (0, 10**6),
+    "data.folds": (3, 10**6),
+    "data.split_seed": (0, 2**31 - 1),
+}
+SWITCHES = ("data.pad_short", "run.force", "model.channels_last", "backbone_options.pretrained")
+CHOICES = {
+    "monitor_mode": ("min", "max"),
+    "run.on_error": ("continue", "stop"),
+    "run.keep_checkpoints": ("all", "best", "none"),
+}
+NULLABLE = ("num_threads",)
+
+
 def check(config: Mapping[str, Any]) -> None:
-    """Refuse values that no part would refuse by itself before the training begins."""
-    seed, epochs, threads = config.get("seed"), (config.get("trainer") or {}).get("max_epochs"), config.get("num_threads")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise ConfigError(f"seed={seed!r} must be a whole number from 0 to {2**31 - 1}.")
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError(f"trainer.max_epochs={epochs!r} must be a whole number, at least 1.")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
-        raise ConfigError(f"num_threads={threads!r} must be a whole number from 1 to 1024, or null for torch's own choice.")
-    if not isinstance(config.get("backbone"), str):
-        raise ConfigError(f"backbone={config.get('backbone')!r} must be the name of a network, as in backbone=resnet18.")
-    if config.get("monitor_mode") not in ("min", "max"):
-        raise ConfigError(f"monitor_mode={config.get('monitor_mode')!r} must be min or max.")
-    for key, choices in (("on_error", ("continue", "stop")), ("keep_checkpoints", ("all", "best", "none"))):
-        if config["run"].get(key) not in choices:
-            raise ConfigError(f"run.{key}={config['run'].get(key)!r} must be one of {', '.join(choices)}.")
-    if config["paths"]["cache"] is None or config["paths"]["runs"] is None:
-        raise ConfigError("paths.cache and paths.runs must be folders. Leave them out to take the defaults.")
+    """Refuse values that no part would refuse by itself before the training begins.
+
+    Raises:
+        ConfigError: A value of the wrong type, out of range, or not among its choices.
+    """
+    for key, (least, most) in WHOLE.items():
+        value = _value(config, key)
+        if value is None and key in NULLABLE:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            or_null = ", or null" if key in NULLABLE else ""
+            raise ConfigError(f"{key}={value!r} must be a whole number from {least} to {most}{or_null}.")
+    for key in SWITCHES:
+        if not isinstance(_value(config, key), bool):
+            raise ConfigError(f"{key}={_value(config, key)!r} must be true or false.")
+    for key, choices in CHOICES.items():
+        if _value(config, key) not in choices:
+            raise ConfigError(f"{key}={_value(config, key)!r} must be one of {', '.join(choices)}.")
+    for key in ("backbone", "paths.cache", "paths.runs"):
+        if not isinstance(_value(config, key), str):
+            raise ConfigError(
+                f"{key}={_value(config, key)!r} must be a {'name, as in backbone=resnet18' if key == 'backbone' else 'folder'}."
+            )
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 # --- building -----------------------------------------------------------------------------------------------------------------
