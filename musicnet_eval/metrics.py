@@ -116,19 +116,18 @@ class SongVotes(Metric):
 
     def __init__(self, num_songs: int, num_classes: int) -> None:
         super().__init__()
-        # Sums in double precision: the result does not depend on how segments fall into batches.
-        self.add_state("total", torch.zeros(num_songs, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(num_songs, num_classes), dist_reduce_fx="sum")  # no doubles: Apple's GPUs have none
         self.add_state("count", torch.zeros(num_songs, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("label", torch.full((num_songs,), -1, dtype=torch.long), dist_reduce_fx="max")
 
     def update(self, probabilities: Tensor, song: Tensor, label: Tensor) -> None:
-        self.total.index_add_(0, song, probabilities.double())
+        self.total.index_add_(0, song, probabilities)
         self.count.index_add_(0, song, torch.ones_like(song))
         self.label[song] = label
 
     def compute(self) -> Votes:
         songs = self.count.nonzero().squeeze(1)
-        return Votes(songs, (self.total[songs] / self.count[songs].unsqueeze(1)).float(), self.label[songs])
+        return Votes(songs, self.total[songs] / self.count[songs].unsqueeze(1), self.label[songs])
 
     def gather(self) -> Votes:
         """Give the votes of all songs seen by all processes, and start anew."""
