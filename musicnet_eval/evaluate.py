@@ -96,10 +96,9 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
     quiet()
-    tracks = configs.build(config["data"]["index"], "data.index")
-    choice = config["data"]
-    protocol = choice["protocol"] or default_protocol(tracks)
-    split = assign_splits(tracks, protocol, choice["fold"], choice["folds"], choice["split_seed"])
+    split = _split(config["data"])
+    if overrides:
+        _check_unheard(split, record)
     data = configs.build(config["datamodule"], "datamodule", tracks=split)
     data.setup()
     if list(data.facts.classes) != list(record["facts"]["classes"]):
@@ -136,6 +135,28 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
     return folder
 
 
+def _split(choice: dict[str, Any]) -> list[Track]:
+    tracks = configs.build(choice["index"], "data.index")
+    protocol = choice["protocol"] or default_protocol(tracks)
+    return assign_splits(tracks, protocol, choice["fold"], choice["folds"], choice["split_seed"])
+
+
+def _check_unheard(split: list[Track], record: RunRecord) -> None:
+    """Refuse to test on songs that the run was trained on, as another fold of its own data would."""
+    try:
+        trained = {track.path.resolve() for track in _split(record["config"]["data"]) if track.split == "train"}
+    except DataError as error:
+        print(f"note: cannot check that none of these songs was trained on: {error}", file=sys.stderr)
+        return
+    known = [track for track in split if track.split in SPLITS and track.path.resolve() in trained]
+    if known:
+        tested = sum(track.split in SPLITS for track in split)
+        raise DataError(
+            f"{len(known)} of {tested} songs to be tested (first: {known[0].id!r}) were trained on by this run. A test on them "
+            "says nothing: leave data.fold, data.folds, data.split_seed and data.protocol as they were, or name other data."
+        )
+
+
 def _config(record: RunRecord, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Take the stored config, with data and trainer composed anew when something of them is turned."""
     for override in overrides:
@@ -156,7 +177,8 @@ def _config(record: RunRecord, overrides: list[str]) -> tuple[dict[str, Any], li
     stored = [name for name in record["config"].get("plugins", []) if name not in plugins]
     if stored:
         print(f"note: the run was trained with plugins={stored}, which are not imported unless you name them.", file=sys.stderr)
-    configs.check_stored({key: config[key] for key in ("data", "datamodule", "model", "trainer")}, plugins)
+    parts = {key: config[key] for key in ("data", "datamodule", "model", "trainer")}
+    configs.check_stored({**parts, "trained on": record["config"]["data"]}, plugins)
     # The checkpoint brings all weights: nothing is to be fetched, from anywhere.
     model = dict(config["model"])
     model["backbone_options"] = {**model["backbone_options"], "pretrained": False, "checkpoint_path": None}

@@ -107,6 +107,8 @@ def test_evaluate_on_other_data(run: Path, tones: Path, tmp_path: Path, capsys: 
         ("nonsense", "cannot be turned"),
         ("data.foldd=1", "do not compose"),
         ("data.fold=9", "data.fold=9 is outside"),
+        ("data.fold=1", "6 of 12 songs to be tested (first: 'high/"),
+        ("data.split_seed=1", "were trained on by this run"),
     ],
 )
 def test_evaluate_refusals(run: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
