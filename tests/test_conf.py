@@ -21,7 +21,10 @@ from musicnet_eval.errors import ConfigError
 FILES = sorted(path.relative_to(configs.CONF).as_posix() for path in configs.CONF.rglob("*.yaml"))
 CHOICES = [file.removesuffix(".yaml") for file in FILES if "/" in file and not file.startswith("experiment/")]
 EXPERIMENTS = [file.removesuffix(".yaml").partition("/")[2] for file in FILES if file.startswith("experiment/")]
-NEEDED = {"data/folder": ["data.root=songs"], "data/csv": ["data.manifest=songs.csv"]}
+ROOTED = ("folder", "gtzan", "fma", "ismir2004", "emotion_4q", "pmemo", "mtg_jamendo_moodtheme", "ballroom", "extended_ballroom")
+NEEDED = {f"data/{name}": ["data.root=songs"] for name in ROOTED}
+NEEDED |= {"data/mirdata": ["data.root=songs", "data.dataset=gtzan_genre"]}
+NEEDED |= {f"data/{kind}": [f"data.manifest=songs.{kind}"] for kind in ("csv", "jsonl", "parquet")}
 
 
 def composed(*overrides: str) -> dict[str, Any]:

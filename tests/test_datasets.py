@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -153,6 +154,53 @@ def test_csv_refusals(tmp_path: Path, text: str, message: str) -> None:
     manifest.write_text(text)
     with pytest.raises(DataError, match=message):
         datasets.csv(manifest)
+
+
+JSONL = """
+{"path": "a.wav", "label": ["x", "y"], "group": "elvis", "split": "train", "title": "Hey"}
+
+{"path": "/abs/b.wav", "label": "x|y", "group": null, "year": 1999}
+{"path": "c.wav", "label": 7}
+"""
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "songs.jsonl").write_text(JSONL, encoding="utf8")
+    one, two, three = datasets.jsonl(tmp_path / "songs.jsonl")
+    assert (one.path, one.labels, one.group, one.split) == (tmp_path / "a.wav", ("x", "y"), "elvis", "train")
+    assert (two.path, two.labels, two.group, two.split) == (Path("/abs/b.wav"), ("x", "y"), "/abs/b.wav", None)
+    assert three.labels == ("7",)
+
+
+def test_jsonl_says_the_same_as_csv(tmp_path: Path) -> None:
+    rows = [(f"{i}.wav", f"c{i % 3}", f"g{i // 2}", ("train", "val", "test")[i % 3]) for i in range(12)]
+    (tmp_path / "songs.csv").write_text("path,label,group,split\n" + "".join(",".join(row) + "\n" for row in rows))
+    lines = [json.dumps(dict(zip(("path", "label", "group", "split"), row, strict=True))) for row in rows]
+    (tmp_path / "songs.jsonl").write_text("\n".join(lines))
+    assert datasets.jsonl(tmp_path / "songs.jsonl") == datasets.csv(tmp_path / "songs.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n", "line 1 is no JSON"),
+        ('["a.wav", "x"]\n', "line 1 is a list"),
+        ('{"path": "a.wav"}\n', "line 1 has no label"),
+        ('\n{"label": "x"}\n', "line 2 has no path"),
+        ('{"path": "a.wav", "label": "x", "split": "dev"}\n', "split='dev'"),
+        ("\n", "no rows"),
+    ],
+)
+def test_jsonl_refusals(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "songs.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        datasets.jsonl(tmp_path / "songs.jsonl")
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    for read in (datasets.csv, datasets.jsonl):
+        with pytest.raises(DataError, match=r"does not exist\. Point data\.manifest at"):
+            read(tmp_path / "songs")
 
 
 def test_csv_not_text(tmp_path: Path) -> None:
