@@ -38,6 +38,18 @@ def predictions(correct: int, songs: int, classes: Sequence[str], fold: int = 0,
     return rows
 
 
+def said(
+    hits: Sequence[bool], groups: Sequence[str] | None = None, classes: Sequence[str] = ("blues", "jazz")
+) -> list[Prediction]:
+    """Give one test row a song, right where `hits` says so, in the groups given."""
+    rows = predictions(0, len(hits), classes)
+    named = groups or [row.song for row in rows]
+    return [
+        row._replace(predicted=row.label if hit else row.predicted, group=group)
+        for row, hit, group in zip(rows, hits, named, strict=True)
+    ]
+
+
 def write_run(
     folder: Path,
     correct: int = 15,
@@ -64,7 +76,7 @@ def write_run(
         config: More of the resolved config; a different one makes a different configuration.
         epochs: Rows of `metrics.csv`.
         groups: Number of groups that the songs fall into; None: each song its own.
-        rows: Predictions in place of those that follow from `correct` and `songs`.
+        rows: Predictions in place of those that follow from `correct` and `songs`; the song accuracy then follows from them.
         pictures: Whether to write one picture a class.
         choices: Entries of the record's `choices` that differ from the usual ones.
     """
@@ -73,6 +85,8 @@ def write_run(
     whole = {"choices": front, **(config or {})}
     repeat = {"seed": chosen["seed"], "fold": chosen["fold"]}
     signature = hashlib.sha256(json.dumps({**whole, **repeat}, sort_keys=True).encode()).hexdigest()[:12]
+    if rows is not None and metrics is None:
+        metrics = {"test/song/accuracy": sum(row.label == row.predicted for row in rows) / len(rows)}
     run = folder / f"{chosen['backbone']}-{chosen['loss']}-s{chosen['seed']}-{signature}".replace("/", "_")
     accuracy = correct / songs
     numbers = {

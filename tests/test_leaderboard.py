@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
 import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +22,7 @@ from scipy import stats
 from musicnet_eval import leaderboard, records
 from musicnet_eval.errors import ConfigError, RecordError
 from musicnet_eval.leaderboard.board import upper_quantile
-from tests.fake_runs import predictions, write_failed, write_run, write_status
+from tests.fake_runs import predictions, said, write_failed, write_run, write_status
 
 CONTRACT = [
     *("configuration", "choices", "runs", "songs", "mean", "sd"),
@@ -211,6 +214,151 @@ def test_rows_tested_on_other_songs_or_seeds_are_said_to_differ(tmp_path):
     assert "differ in their seeds and folds and in their test songs" in leaderboard.to_markdown(leaderboard.collect([tmp_path]))
 
 
+# --- intervals and tests ------------------------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, **options) -> dict[str, dict]:
+    return {row["label"]: row for row in leaderboard.as_rows(leaderboard.collect([folder], **options))}
+
+
+def notes_of(folder: Path, **options) -> str:
+    return "\n".join(leaderboard.collect([folder], **options).tables[0].inference)
+
+
+def mixed(share: float, songs: int = 60, shift: int = 0) -> list[bool]:
+    right = set(random.Random(shift).sample(range(songs), round(share * songs)))
+    return [i in right for i in range(songs)]
+
+
+def test_one_run_has_the_interval_of_clopper_and_pearson_and_says_whose_it_is(tmp_path):
+    write_run(tmp_path, 17)
+    exact = stats.binomtest(17, 20).proportion_ci(method="exact")
+    assert only_row(tmp_path).interval == pytest.approx((exact.low, exact.high))
+    assert "of that trained model only" in notes_of(tmp_path)
+
+
+def test_two_single_runs_are_compared_by_mcnemar(tmp_path):
+    good, poor = mixed(0.9), mixed(0.6, shift=5)
+    write_run(tmp_path, rows=said(good), songs=60, backbone="good")
+    write_run(tmp_path, rows=said(poor), songs=60, backbone="poor")
+    only = [sum(a and not b for a, b in zip(x, y, strict=True)) for x, y in ((good, poor), (poor, good))]
+    row = rows_of(tmp_path)["poor"]
+    assert row["p_value"] == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
+    assert row["p_holm"] == row["p_value"]  # one pair: nothing to correct
+    assert row["difference"] == pytest.approx(-0.3)
+    assert row["best_group"] is False
+    assert "McNemar" in notes_of(tmp_path)
+
+
+def test_best_group_is_marked_and_said(tmp_path):
+    for backbone, share in (("a", 0.9), ("b", 0.85), ("c", 0.3)):
+        for seed in range(5):
+            write_run(tmp_path, rows=said(mixed(share, shift=seed + 10 * ord(backbone))), backbone=backbone, seed=seed)
+    rows = rows_of(tmp_path)
+    assert {label: row["best_group"] for label, row in rows.items()} == {"a": True, "b": True, "c": False}
+    assert rows["c"]["p_holm"] > rows["c"]["p_value"]
+    assert rows["a"]["p_value"] is None
+    text = leaderboard.to_markdown(leaderboard.collect([tmp_path]))
+    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == ["1*", "2*", "3"]
+    assert "corrected for all 3 pairs (Holm)" in text
+    assert "of that trained model only" not in text
+
+
+def test_baseline_takes_the_place_of_the_best(tmp_path):
+    for backbone, share in (("a", 0.9), ("b", 0.85), ("c", 0.3)):
+        write_run(tmp_path, rows=said(mixed(share)), backbone=backbone)
+    rows = rows_of(tmp_path, baseline={"backbone": "c"})
+    assert rows["a"]["compared_with"] == "c"
+    assert rows["a"]["difference"] == pytest.approx(0.6)
+    assert rows["a"]["difference_low"] > 0
+    assert rows["c"]["p_value"] is None
+    assert rows["c"]["best_group"] is False
+    with pytest.raises(ConfigError, match="fits 3 rows"):
+        leaderboard.collect([tmp_path], baseline={"loss": "cross_entropy"})
+
+
+def test_clips_of_a_work_do_not_count_as_songs(tmp_path):
+    hits = mixed(0.7)
+    for name, groups in (("alone", None), ("grouped", [f"g{i // 6}" for i in range(60)])):
+        write_run(tmp_path / name, rows=said([hits[i - i % 6] for i in range(60)], groups))
+    (low, high), (wide_low, wide_high) = (only_row(tmp_path / name).interval for name in ("alone", "grouped"))
+    assert wide_high - wide_low > 2 * (high - low)
+
+
+def test_folds_are_one_test_a_seed(tmp_path):
+    hits = mixed(0.7, 40)
+    for fold in range(2):
+        rows = [row._replace(song=f"{fold}-{row.song}", group=f"{fold}-{row.song}") for row in said(hits[20 * fold :][:20])]
+        write_run(tmp_path / "folds", rows=rows, fold=fold)
+    write_run(tmp_path / "whole", rows=said(hits))
+    assert only_row(tmp_path / "folds").interval == pytest.approx(only_row(tmp_path / "whole").interval)
+
+
+def altered(rows, **change):
+    return [rows[0]._replace(**change), *rows[1:]]
+
+
+@pytest.mark.parametrize("change", [{"song": "other", "group": "other"}, {"label": "jazz"}, {"group": "elsewhere"}])
+def test_another_test_set_is_refused_with_the_reason(tmp_path, change):
+    rows = said(mixed(0.6))
+    write_run(tmp_path, rows=said(mixed(0.9)), backbone="a")
+    write_run(tmp_path, rows=altered(rows, **change), backbone="b")
+    write_run(tmp_path, rows=rows, backbone="c")
+    found = rows_of(tmp_path)
+    assert [found["b"][key] for key in ("p_value", "p_holm", "best_group")] == [None] * 3
+    assert found["c"]["p_value"] is not None
+    assert "b: not tested: other songs, labels, groups or classes" in notes_of(tmp_path)
+
+
+def test_other_classes_are_said_and_not_tested(tmp_path):
+    write_run(tmp_path, rows=said(mixed(0.9)), backbone="a")
+    other = write_run(tmp_path, rows=said(mixed(0.6)), backbone="b")
+    record = records.read_json(other / "result.json")
+    records.write_json(other / "result.json", {**record, "facts": {"classes": ["blues", "jazz", "pop"]}})
+    assert rows_of(tmp_path)["b"]["p_value"] is None
+    assert "differ in their classes" in leaderboard.to_markdown(leaderboard.collect([tmp_path]))
+
+
+def test_seeds_on_other_songs_have_no_interval(tmp_path):
+    write_run(tmp_path, songs=20)
+    write_run(tmp_path, songs=30, seed=1)
+    assert only_row(tmp_path).interval is None
+    assert "its seeds were not put to the same songs" in notes_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "metrics", "reason"),
+    [
+        (said(mixed(0.7)), {"test/song/accuracy": 0.9}, "another accuracy"),
+        ([*said(mixed(0.7)), said(mixed(0.7))[0]], None, "twice"),
+        (said(mixed(0.7), ["one"] * 60), None, "one group"),
+        ([row._replace(label="blues|jazz") for row in said(mixed(0.7))], {}, "several labels"),
+    ],
+)
+def test_predictions_that_allow_no_interval_are_named(tmp_path, rows, metrics, reason):
+    write_run(tmp_path, rows=rows, metrics=metrics)
+    assert only_row(tmp_path).interval is None
+    assert "resnet18: no interval" in notes_of(tmp_path)
+    assert reason in notes_of(tmp_path)
+
+
+def test_other_metrics_have_no_tests_and_say_so(tmp_path):
+    write_run(tmp_path, backbone="a")
+    write_run(tmp_path, 10, backbone="b")
+    assert {row["p_value"] for row in rows_of(tmp_path, metric="test/song/log_loss").values()} == {None}
+    assert "exist for test/song/accuracy only" in notes_of(tmp_path, metric="test/song/log_loss")
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_take_less_than_10_seconds(tmp_path):
+    for number in range(334):
+        for seed in range(3):
+            write_run(tmp_path, 150 + number % 100, 300, backbone=f"net{number}", seed=seed, epochs=1)
+    began = time.monotonic()
+    assert len(leaderboard.as_rows(leaderboard.collect([tmp_path]))) == 334
+    assert time.monotonic() - began < 10
+
+
 # --- --by ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -326,7 +474,8 @@ def test_json_rows_have_the_keys_of_the_contract(board):
     assert len(rows) == 3
     for row in rows:
         assert list(row)[: len(CONTRACT)] == CONTRACT
-        assert {row[key] for key in ("ci_low", "ci_high", "p_value", "p_holm", "best_group")} == {None}
+        assert (row["p_value"] is None) == (row["rank"] == 1)
+        assert row["ci_low"] < row["mean"] < row["ci_high"]
     best = next(row for row in rows if row["choices"]["backbone"] == "a|b")
     assert (best["mean"], best["runs"], best["rank"], best["seeds"]) == (0.8, 2, 1, [0, 1])
 
@@ -363,6 +512,18 @@ def test_texts_of_strangers_stay_text(tmp_path, capsys):
     assert pd.read_csv(io.StringIO(leaderboard.to_csv(board)))["loss"].tolist() == ["'=1+1"]
 
 
+def test_latex_has_a_booktabs_row_each_and_no_bare_specials(board):
+    text = leaderboard.to_latex(board)
+    for name in ("toprule", "midrule", "bottomrule"):
+        assert text.count(f"\\{name}") == len(board.tables)
+    assert r"a\textbar{}b" in text
+    assert r"95 \% interval" in text
+    body = [line for line in text.splitlines() if not line.startswith("%") and not line.endswith(r"\\")]
+    assert not re.search(r"(?<!\\)[#%&_$]", "\n".join(body))
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {10}
+
+
 def test_write_leaves_two_whole_files(board, tmp_path):
     leaderboard.write(board, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["leaderboard.csv", "leaderboard.md"]
@@ -380,7 +541,7 @@ def test_write_says_that_nothing_finished(tmp_path):
 # --- the command --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["terminal", "md", "csv", "json"])
+@pytest.mark.parametrize("form", ["terminal", "md", "csv", "latex", "json"])
 def test_command_prints_and_writes_every_format(tmp_path, capsys, form):
     write_run(tmp_path / "runs", 17)
     assert leaderboard.main([str(tmp_path / "runs"), "--format", form]) == 0
@@ -409,6 +570,7 @@ def test_command_stays_at_0_with_damaged_and_failed_runs(tmp_path, capsys):
         (["empty"], "no finished run"),
         (["runs", "--metric", "test/song/f1"], "is in none"),
         (["runs", "--by", "seed"], "neither a choice"),
+        (["runs", "--baseline", "backbone=vgg"], "fits 0 rows"),
         (["runs", "--output", "empty"], "cannot be written"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Run folders → `Board`: which runs there are, which rows they make, and how far each row is from guessing.
+"""Run folders → `Board`: which runs there are, which rows they make, and how far each row is from guessing and from the others.
 
 Data sets and protocols are never mixed in one table, a run found twice counts once, and whatever is not in a mean is listed by
 name.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from musicnet_eval import records
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.errors import ConfigError, RecordError, nearest
-from musicnet_eval.leaderboard.labels import labels, marginal, settings
+from musicnet_eval.leaderboard.compare import Comparison, judge
+from musicnet_eval.leaderboard.labels import Settings, labels, marginal, settings
 from musicnet_eval.leaderboard.text import number, plain
 
 METRIC = "test/song/accuracy"
@@ -73,7 +74,11 @@ class Row:
     runs: tuple[Run, ...]
     values: tuple[float, ...]
     chance: Chance | None
+    settings: Settings = field(default_factory=dict)
     rank: int = 0
+    interval: tuple[float, float] | None = None  # 95 %, None where the songs allow none
+    comparison: Comparison | None = None  # None for the row that others are compared with, and where there is no test
+    best_group: bool | None = None  # whether it can not be told from the best row; None where that was not tested
 
     @property
     def mean(self) -> float:
@@ -137,6 +142,7 @@ class Table:
     rows: list[Row]
     metric: str
     notes: list[str] = field(default_factory=list)
+    inference: list[str] = field(default_factory=list)  # what the intervals and tests are, and where there are none
 
     @property
     def title(self) -> str:
@@ -165,17 +171,20 @@ class Board:
 # --- collecting -----------------------------------------------------------------------------------------------------------------
 
 
-def collect(folders: Iterable[Path], metric: str = METRIC, by: Sequence[str] = ()) -> Board:
+def collect(
+    folders: Iterable[Path], metric: str = METRIC, by: Sequence[str] = (), baseline: Mapping[str, str] | None = None
+) -> Board:
     """Read every run at or below the folders and lay the finished ones out in tables.
 
     Args:
         folders: Run folders, or folders that hold them at any depth.
         metric: Key of the record's metrics that ranks the rows.
         by: Settings (choices or overridden keys) that make a row; the rest is averaged over, if every row has the same of it.
+        baseline: Settings of the row that the others are tested against; none: the best row of each table.
 
     Raises:
         RecordError: A folder does not exist.
-        ConfigError: No finished run has the metric, or `by` would compare unlike things.
+        ConfigError: No finished run has the metric, `by` would compare unlike things, or `baseline` does not name one row.
     """
     folders = list(folders)
     board = Board(metric)
@@ -195,6 +204,8 @@ def collect(folders: Iterable[Path], metric: str = METRIC, by: Sequence[str] = (
             choices = run.record["choices"]
             tables[plain(choices.get("data")), plain(choices.get("protocol"))].append(run)
     board.tables = [_table(*key, tables[key], metric, by) for key in sorted(tables)]
+    for table in board.tables:
+        judge(table, baseline)
     return board
 
 
@@ -226,7 +237,7 @@ def _read(folder: Path, name: str, board: Board) -> Run | None:
         return None
     try:
         rows = (row for row in records.read_predictions(folder) if row.split == "test")
-        tested = tuple(row._replace(probabilities={}, group=row.group or row.song) for row in rows)
+        tested = tuple(records.Prediction("test", row.song, row.group or row.song, row.label, row.predicted, {}) for row in rows)
     except RecordError as error:
         board.missing.append(
             Listed(name, state, f"is ranked, but its songs are not counted: {plain(error).replace(str(folder), name)}")
@@ -254,7 +265,7 @@ def _table(data: str, protocol: str, runs: Iterable[Run], metric: str, by: Seque
     rows = []
     for name, group in groups.items():
         values = tuple(value for run in group if (value := run.number(metric)) is not None)
-        rows.append(Row(found[name], tuple(group), values, _chance(group)))
+        rows.append(Row(found[name], tuple(group), values, _chance(group), told[name]))
     sign = 1 if lower_is_better(metric) else -1
     rows.sort(key=lambda row: (sign * row.mean, row.label))
     for row in rows:
@@ -332,5 +343,7 @@ def _unlike(rows: Sequence[Row]) -> list[str]:
         choices = [run.record["choices"] for run in row.runs]
         repeats.add(frozenset((plain(one.get("seed")), plain(one.get("fold"))) for one in choices))
     songs = {frozenset(one.song for run in row.runs for one in run.tested) for row in rows if row.songs}
-    unlike = [name for name, found in (("seeds and folds", repeats), ("test songs", songs)) if len(found) > 1]
+    classes = {tuple(map(plain, run.record["facts"].get("classes") or ())) for row in rows for run in row.runs}
+    differ = (("seeds and folds", repeats), ("test songs", songs), ("classes", classes))
+    unlike = [name for name, found in differ if len(found) > 1]
     return [f"Not like for like: the rows differ in their {' and in their '.join(unlike)}."] if unlike else []

@@ -10,9 +10,9 @@ from pathlib import Path
 from musicnet_eval import records
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.leaderboard.board import METRIC, Board, collect
-from musicnet_eval.leaderboard.tables import show, to_csv, to_json, to_markdown, to_terminal
+from musicnet_eval.leaderboard.tables import show, to_csv, to_json, to_latex, to_markdown, to_terminal
 
-FORMATS = {"terminal": to_terminal, "md": to_markdown, "csv": to_csv, "json": to_json}
+FORMATS = {"terminal": to_terminal, "md": to_markdown, "csv": to_csv, "latex": to_latex, "json": to_json}
 DESCRIPTION = """\
 Rank finished runs: one row a configuration, its seeds and folds taken together.
 
@@ -24,6 +24,9 @@ columns:
   configuration  the backbone, and every choice and override that tells the row from the others
   runs, songs    finished runs; distinct songs that they tested
   mean, sd       over runs; sd is the sample one (n - 1)
+  95 % interval  of the mean, for new seeds and new songs; with one seed, of that trained model only
+  p (Holm)       paired test against the best row or the baseline, corrected for all pairs of rows
+  *              best group: cannot be told from the best row at 5 %
   gap            segment accuracy, as last measured in training, less that of the test
   parameters     of the network
   fit            mean time of training
@@ -33,11 +36,12 @@ examples:
   musicnet-leaderboard                                       # all below runs/
   musicnet-leaderboard runs/tradition --metric test/song/f1_macro
   musicnet-leaderboard runs --by backbone                    # average over losses, if each backbone has them all
+  musicnet-leaderboard runs --baseline backbone=resnet50,loss=cross_entropy
   musicnet-leaderboard runs --format csv --output board.csv
 
 exit codes:
   0  there is a table, also if some runs are only listed below it
-  2  no finished run, a DIR that does not exist, or a metric or --by that fits none"""
+  2  no finished run, a DIR that does not exist, or a metric, --by or --baseline that fits none"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--metric", default=METRIC, help=f"what ranks the rows; losses, ece, brier and gaps: lower is better; default: {METRIC}"
     )
     parser.add_argument(
+        "--baseline",
+        type=_settings,
+        metavar="NAME=VALUE,…",
+        help="choices or overrides of the row that all others are tested against; default: the best row",
+    )
+    parser.add_argument(
         "--by",
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
@@ -69,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        board = collect(options.folders, options.metric, options.by)
+        board = collect(options.folders, options.metric, options.by, options.baseline)
     except MusicnetError as error:
         print(f"musicnet-leaderboard: {error}", file=sys.stderr)
         return error.exit_code
@@ -93,6 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         sys.stdout.write(FORMATS[options.format](board))
     return 0
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    if not pairs or not all(key and equals for key, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE,…; give backbone=resnet50,loss=cross_entropy, say")
+    return {key: value for key, _, value in pairs}
 
 
 def aside(board: Board) -> str:

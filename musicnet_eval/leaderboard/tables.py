@@ -1,4 +1,4 @@
-"""A `Board` written for people (terminal, Markdown) and for programs (CSV, JSON)."""
+"""A `Board` written for people (terminal, Markdown, LaTeX) and for programs (CSV, JSON)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import Any, TextIO
 from musicnet_eval import records
 from musicnet_eval.leaderboard.board import Board, Row
 from musicnet_eval.leaderboard.labels import SHOWN
-from musicnet_eval.leaderboard.text import duration, number, plain, size
+from musicnet_eval.leaderboard.text import duration, number, plain, probability, size
 
+LINE = ("#", "configuration", "runs", "songs", "mean", "95 % interval", "sd", "p (Holm)", "gap", "parameters", "fit")
 HEADINGS = ("#", "configuration", "runs", "songs", "mean", "sd", "gap", "parameters", "fit")
-LATER = ("ci_low", "ci_high", "p_value", "p_holm")  # named by the contract; null until there are intervals and tests
+TESTS = ("ci_low", "ci_high", "p_value", "p_holm")
+DIFFERENCE = ("compared_with", "difference", "difference_low", "difference_high")
 COLUMNS = (
-    *("data", "protocol", "rank", "label", *SHOWN, "configuration", "runs", "songs", "mean", "sd", *LATER, "best_group"),
+    *("data", "protocol", "rank", "label", *SHOWN, "configuration", "runs", "songs", "mean", "sd", *TESTS, "best_group"),
+    *DIFFERENCE,
     *("metric", "seeds", "folds", "groups", "chance", "at_chance", "gap", "parameters", "seconds"),
 )
 NOTHING = "No finished run."
@@ -32,13 +35,22 @@ def cells(row: Row) -> tuple[str, ...]:
     return (str(row.rank), row.label, *counts, *scores, size(row.parameters), duration(row.seconds))
 
 
+def line(row: Row) -> tuple[str, ...]:
+    """Write a row with its interval and test, one text under each of `LINE`."""
+    rank, label, runs, songs, mean, sd, *rest = cells(row)
+    interval = "–" if row.interval is None else f"{number(row.interval[0])} – {number(row.interval[1])}"
+    p = "–" if row.comparison is None else probability(row.comparison.p_holm)
+    return (f"{rank}*" if row.best_group else rank, label, runs, songs, mean, interval, sd, p, *rest)
+
+
 def as_rows(board: Board) -> list[dict[str, Any]]:
     """Give all tables as one list of plain dictionaries; null where there is no such number, or not yet."""
     return [_as_dict(row, board.metric) for table in board.tables for row in table.rows]
 
 
 def _as_dict(row: Row, metric: str) -> dict[str, Any]:
-    chance = row.chance
+    chance, told = row.chance, row.comparison
+    low, high = row.interval or (None, None)
     return {
         "configuration": row.configuration,
         "choices": row.choices,
@@ -46,10 +58,14 @@ def _as_dict(row: Row, metric: str) -> dict[str, Any]:
         "songs": row.songs,
         "mean": row.mean,
         "sd": row.sd,
-        **dict.fromkeys(LATER),
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": told and told.p,
+        "p_holm": told and told.p_holm,
         "rank": row.rank,
-        "best_group": None,
+        "best_group": row.best_group,
         "label": row.label,
+        **dict(zip(DIFFERENCE, told[:4] if told else (None,) * 4, strict=True)),
         "metric": metric,
         "seeds": row.repeats("seed"),
         "folds": row.repeats("fold"),
@@ -90,7 +106,8 @@ def to_markdown(board: Board) -> str:
     """Write a section a table, and a list of the runs that are in none."""
     parts = [] if board.tables else [NOTHING]
     for table in board.tables:
-        parts += [f"## {_escaped(table.title)}", _pipes([HEADINGS, *map(cells, table.rows)]), *map(_escaped, table.notes)]
+        parts += [f"## {_escaped(table.title)}", _pipes([LINE, *map(line, table.rows)])]
+        parts += map(_escaped, table.notes + table.inference)
     for heading, runs in board.listed():
         items = (f"- `{run.name.replace('`', ' ')}` ({_escaped(run.state)}): {_escaped(run.message)}" for run in runs)
         parts += [f"## {heading} ({len(runs)})", "\n".join(items)]
@@ -105,7 +122,7 @@ def _pipes(rows: Sequence[Sequence[str]]) -> str:
     """Lay out a Markdown table: pipes one below the other, the label to the left and numbers to the right."""
     escaped = [[_escaped(cell) for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*escaped, strict=True)]
-    left = HEADINGS.index("configuration")
+    left = LINE.index("configuration")
     lines = [
         " | ".join(
             cell.ljust(width) if i == left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -114,6 +131,49 @@ def _pipes(rows: Sequence[Sequence[str]]) -> str:
     ]
     rule = " | ".join("-" * width if i == left else "-" * (width - 1) + ":" for i, width in enumerate(widths))
     return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
+
+
+LATEX = {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+}
+LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
+LATEX |= {
+    "†": "\\textdagger{}",
+    "–": "--",
+    "·": "\\textperiodcentered{}",
+    "±": "\\textpm{}",
+    "×": "\\texttimes{}",
+    "…": "\\dots{}",
+    "−": "-",
+    "|": "\\textbar{}",
+}
+
+
+def to_latex(board: Board) -> str:
+    """Write a booktabs table a data set, its notes below it, and the runs that are in none as comments."""
+    parts = ["% needs \\usepackage{booktabs}"] + ([] if board.tables else [f"% {NOTHING}"])
+    for table in board.tables:
+        body = [" & ".join(map(_latex, row)) + r" \\" for row in (LINE, *map(line, table.rows))]
+        columns = "".join("l" if heading == "configuration" else "r" for heading in LINE)
+        parts += [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{_latex(table.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+        ]
+        parts += [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", "", r"\footnotesize"]
+        parts += [*map(_latex, table.notes + table.inference), r"\end{table}"]
+    for heading, runs in board.listed():
+        parts += [f"% {heading}: {run.name} ({run.state}): {run.message}" for run in runs]
+    return "\n".join(parts) + "\n"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(char, char) for char in text)
 
 
 def show(board: Board, file: TextIO | None = None) -> None:
@@ -130,13 +190,13 @@ def show(board: Board, file: TextIO | None = None) -> None:
         console.print(NOTHING)
     for table in board.tables:
         grid = Grid(title=Text(table.title, style="bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
-        for heading in HEADINGS:
+        for heading in LINE:
             label = heading == "configuration"
             grid.add_column(heading, justify="left" if label else "right", no_wrap=not label, overflow="fold")
         for row in table.rows:
-            grid.add_row(*map(Text, cells(row)), style="dim" if row.chance and row.chance.not_beaten else "")
+            grid.add_row(*map(Text, line(row)), style="dim" if row.chance and row.chance.not_beaten else "")
         console.print(grid)
-        for note in table.notes:
+        for note in table.notes + table.inference:
             console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False))
         console.print()
     for heading, runs in board.listed():

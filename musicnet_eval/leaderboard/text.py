@@ -19,6 +19,15 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def probability(value: float) -> str:
+    """Write a p value with three digits after the point, and a small one as a bound.
+
+    >>> probability(0.0421), probability(0.0002)
+    ('0.042', '< 0.001')
+    """
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def size(count: int) -> str:
     """Write a count of parameters.
 
