@@ -307,7 +307,7 @@ def test_another_test_set_is_refused_with_the_reason(tmp_path, change):
     found = rows_of(tmp_path)
     assert [found["b"][key] for key in ("p_value", "p_holm", "best_group")] == [None] * 3
     assert found["c"]["p_value"] is not None
-    assert "b: not tested: other songs, labels, groups or classes" in notes_of(tmp_path)
+    assert "b: not tested: other songs, labels, groups, folds or classes" in notes_of(tmp_path)
 
 
 def test_other_classes_are_said_and_not_tested(tmp_path):

@@ -83,7 +83,7 @@ def judge(table: Table, baseline: Mapping[str, str] | None = None) -> None:
     same = [(row, test) for row, test in tests if first and test.key == first.key]
     for row, test in tests:
         if first and test.key != first.key:
-            refused["not tested: other songs, labels, groups or classes than those of the best row"].append(row.label)
+            refused["not tested: other songs, labels, groups, folds or classes than those of the best row"].append(row.label)
     if len(same) > 1:
         table.inference += _compare(same, against)
     elif first is None and len(tests) > 1:
@@ -164,9 +164,8 @@ def _compare(tests: Sequence[tuple[Row, Test]], baseline: Row | None) -> list[st
         if i != against:
             less, wide = float(found.difference[i, against]), float(half[i, against])
             label = rows[against].label
-            row.comparison = Comparison(
-                label, less, less - wide, less + wide, float(found.p[i, against]), float(corrected[i, against])
-            )
+            low, high = max(less - wide, -1.0), min(less + wide, 1.0)
+            row.comparison = Comparison(label, less, low, high, float(found.p[i, against]), float(corrected[i, against]))
     return _test_notes(tests, rows[against].label if baseline is not None else "", count)
 
 
@@ -222,9 +221,9 @@ def _test_notes(tests: Sequence[tuple[Row, Test]], baseline: str, count: int) ->
         )
     against = baseline or "the best row"
     group = sum(bool(row.best_group) for row, _ in tests)
-    said = "no row can be told from the best" if group == len(tests) else "cannot be told from the best row"
-    marked = "* the best: every other row is told from it" if group == 1 else f"* best group: {said}"
+    said = "no row can be told from the best one" if group == len(tests) else "these rows cannot be told from the best one"
+    marked = "every other row is told from this one" if group == 1 else f"best group, {said}"
     return [
         f"p: paired test against {against} on the same songs, {', '.join(ways)}; corrected for all {count} pairs (Holm).",
-        f"{marked} at 5 %, all pairs taken together.",
+        f"Marked *: {marked} at 5 %, all pairs taken together.",
     ]
