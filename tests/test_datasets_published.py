@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
-from musicnet_eval import datasets
+from musicnet_eval import datasets, records
 from musicnet_eval.contracts import Track
 from musicnet_eval.datasets.faults import BALLROOM_REPLICAS
 from musicnet_eval.errors import DataError
+from tests.conftest import TINY, Command
 
 
 def lay(root: Path, files: Iterable[str]) -> Path:
@@ -325,3 +328,26 @@ def test_mirdata_and_pyarrow_are_named_with_their_pip_line(tmp_path: Path, monke
         datasets.mirdata("gtzan_genre", tmp_path)
     with pytest.raises(DataError, match="not installed: pip install pyarrow"):
         datasets.parquet(tmp_path / "songs.parquet")
+
+
+def test_a_run_on_fma_records_its_bad_file(tmp_path: Path, train: Command) -> None:
+    """From the published layout to a record: official splits, an MP3 that holds no audio named, then left out and recorded."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        genre, pitch = (("Folk", 300), ("Rock", 900))[number % 2]
+        split = ("training", "training", "validation", "test")[number // 2 % 4]
+        rows.append(f"{number},1,a,{number // 2},b,{split},small,1,{genre},t\n")
+        file = lay(tmp_path, [f"fma/fma_small/000/{number:06d}.mp3"]) / f"fma/fma_small/000/{number:06d}.mp3"
+        tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(16000) / 16000) + 0.01 * draw.standard_normal(16000)
+        soundfile.write(file, tone, 16000, format="MP3")
+    lay(tmp_path, ["fma/fma_metadata/tracks.csv", "fma/fma_small/133/133297.mp3"])
+    rows.append("133297,9,Nowhere,99,Nobody,training,small,256000,Rock,Silence\n")
+    (tmp_path / "fma/fma_metadata/tracks.csv").write_text(FMA_HEADER + "".join(rows))
+    overrides = ("data=fma", "data.root=fma", "backbone=stats_linear", *TINY)
+    assert train(*overrides) != 0
+    assert train(*overrides, "data.on_bad_file=skip", f"hydra.run.dir={tmp_path / 'run'}") == 0
+    record = records.read_result(tmp_path / "run")
+    assert (record["choices"]["data"], record["choices"]["protocol"]) == ("fma", "official")
+    assert record["facts"]["bad_tracks"] == ["133297"]
+    assert record["facts"]["tracks"] == {"train": 12, "val": 6, "test": 6}
