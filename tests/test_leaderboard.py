@@ -349,6 +349,21 @@ def test_other_metrics_have_no_tests_and_say_so(tmp_path):
     assert "exist for test/song/accuracy only" in notes_of(tmp_path, metric="test/song/log_loss")
 
 
+@pytest.mark.parametrize("metric", ["test/song/accuracy", "test/song/log_loss"])
+def test_rows_that_all_data_sets_have_are_ranked_over_them(tmp_path, metric):
+    for number, scores in enumerate(((18, 15, 10), (16, 14, 12), (15, 17, 9), (19, 18, 11))):
+        for backbone, correct in zip("abc", scores, strict=True):
+            write_run(tmp_path, correct, data=f"data{number}", backbone=backbone)
+    write_run(tmp_path, 20, data="data0", backbone="only here")
+    board = leaderboard.collect([tmp_path], metric)
+    assert "Mean ranks over 4 data sets, 1 is best: a 1.25; b 1.75; c 3.00." in board.notes[0]
+    apart = 2.343 * (3 * 4 / (6 * 4)) ** 0.5  # 2.343: Nemenyi's q for three rows at 5 %, table 5 of Demšar (2006)
+    assert f"lie {apart:.2f} apart" in board.notes[0]
+    for written in (leaderboard.to_markdown(board), leaderboard.to_latex(board)):
+        assert "Nemenyi" in written
+    assert not leaderboard.collect([tmp_path / run.name for run in tmp_path.iterdir() if "only" in run.name], metric).notes
+
+
 @pytest.mark.slow
 def test_a_thousand_runs_take_less_than_10_seconds(tmp_path):
     for number in range(334):

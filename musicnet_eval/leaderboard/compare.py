@@ -227,3 +227,32 @@ def _test_notes(tests: Sequence[tuple[Row, Test]], baseline: str, count: int) ->
         f"p: paired test against {against} on the same songs, {', '.join(ways)}; corrected for all {count} pairs (Holm).",
         f"Marked *: {marked} at 5 %, all pairs taken together.",
     ]
+
+
+# --- over data sets -------------------------------------------------------------------------------------------------------------
+
+
+def over_data_sets(tables: Sequence[Table], lower: bool) -> list[str]:
+    """Compare the rows that are in all tables by their mean ranks, where there are three data sets or more of two such rows.
+
+    Args:
+        tables: One for each data set; data sets that have several protocols would count twice and are not compared.
+        lower: Whether a lower score is better.
+    """
+    import numpy as np
+
+    if len(tables) < 3 or len({table.data for table in tables}) < len(tables):
+        return []
+    found = [{tuple(sorted(row.settings.items())): row for row in table.rows} for table in tables]
+    shared = [key for key in found[0] if all(key in rows for rows in found)]
+    if len(shared) < 2:
+        return []
+    scores = np.array([[rows[key].mean for key in shared] for rows in found])
+    ranks = significance.mean_ranks(-scores if lower else scores)
+    order = np.argsort(ranks.ranks, kind="stable")
+    named = _listing([f"{found[0][shared[i]].label} {ranks.ranks[i]:.2f}" for i in order], 12)
+    few = " With fewer than ten data sets both tests are approximate." if len(tables) < 10 else ""
+    return [
+        f"Mean ranks over {len(tables)} data sets, 1 is best: {named}. Friedman's test (Iman-Davenport): p = {ranks.p:.3g}. "
+        f"Ranks that lie {ranks.critical_difference:.2f} apart or more differ at 5 % (Nemenyi).{few}"
+    ]

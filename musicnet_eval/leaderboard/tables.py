@@ -108,6 +108,7 @@ def to_markdown(board: Board) -> str:
     for table in board.tables:
         parts += [f"## {_escaped(table.title)}", _pipes([LINE, *map(line, table.rows)])]
         parts += map(_escaped, table.notes + table.inference)
+    parts += map(_escaped, board.notes)
     for heading, runs in board.listed():
         items = (f"- `{run.name.replace('`', ' ')}` ({_escaped(run.state)}): {_escaped(run.message)}" for run in runs)
         parts += [f"## {heading} ({len(runs)})", "\n".join(items)]
@@ -167,6 +168,7 @@ def to_latex(board: Board) -> str:
         ]
         parts += [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", "", r"\footnotesize"]
         parts += [*map(_latex, table.notes + table.inference), r"\end{table}"]
+    parts += map(_latex, board.notes)
     for heading, runs in board.listed():
         parts += [f"% {heading}: {run.name} ({run.state}): {run.message}" for run in runs]
     return "\n".join(parts) + "\n"
@@ -199,6 +201,8 @@ def show(board: Board, file: TextIO | None = None) -> None:
         for note in table.notes + table.inference:
             console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False))
         console.print()
+    for note in board.notes:
+        console.print(Text(note), "")
     for heading, runs in board.listed():
         console.print(Text(f"{heading} ({len(runs)})", style="bold"))
         for run in runs:
