@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musicnet_eval import datasets, records
+from musicnet_eval import configs, datasets, records
 from musicnet_eval.contracts import Track
 from musicnet_eval.datasets.faults import BALLROOM_REPLICAS
 from musicnet_eval.errors import DataError
@@ -351,3 +351,8 @@ def test_a_run_on_fma_records_its_bad_file(tmp_path: Path, train: Command) -> No
     assert (record["choices"]["data"], record["choices"]["protocol"]) == ("fma", "official")
     assert record["facts"]["bad_tracks"] == ["133297"]
     assert record["facts"]["tracks"] == {"train": 12, "val": 6, "test": 6}
+
+
+def test_gtzan_is_split_by_the_fault_filtered_lists_unless_told_otherwise() -> None:
+    config = configs.resolved(configs.compose(["data=gtzan", "data.root=songs"]))
+    assert config["data"]["protocol"] == "fault_filtered"
