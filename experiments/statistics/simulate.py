@@ -4,7 +4,7 @@ A song is said right with probability `sigmoid(level + seed + group + song + own
 and song effects are shared by all rows (songs are hard for every network), the own effect is that of one row on one song. `level`
 is chosen so that the mean over all effects is the stated accuracy.
 
-Run from the repository's root, about 10 minutes on one core; replaces the tables of the README beside it:
+Run from the repository's root, about 5 minutes of one core; replaces the tables of the README beside it:
 
     python -m experiments.statistics.simulate
 """
