@@ -109,7 +109,7 @@ WHOLE = {  # key → smallest and largest
     "data.folds": (3, 10**6),
     "data.split_seed": (0, 2**31 - 1),
 }
-SWITCHES = ("data.pad_short", "run.force", "model.channels_last", "backbone_options.pretrained")
+SWITCHES = ("data.pad_short", "data.allow_group_overlap", "run.force", "model.channels_last", "backbone_options.pretrained")
 CHOICES = {
     "monitor_mode": ("min", "max"),
     "run.on_error": ("continue", "stop"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from musicnet_eval import configs, records
 from musicnet_eval.contracts import RunRecord, Track
-from musicnet_eval.datasets import assign_splits, default_protocol, fingerprint
+from musicnet_eval.datasets import assign_splits, fingerprint, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
 
 SPLITS = ("val", "test")
@@ -137,8 +137,7 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
 
 def _split(choice: dict[str, Any]) -> list[Track]:
     tracks = configs.build(choice["index"], "data.index")
-    protocol = choice["protocol"] or default_protocol(tracks)
-    return assign_splits(tracks, protocol, choice["fold"], choice["folds"], choice["split_seed"])
+    return assign_splits(tracks, **split_settings(choice, tracks))
 
 
 def _check_unheard(split: list[Track], record: RunRecord) -> None:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import configs, environment, records, runs
 from musicnet_eval.contracts import RunRecord, Track
-from musicnet_eval.datasets import assign_splits, default_protocol, fingerprint
+from musicnet_eval.datasets import assign_splits, fingerprint, overlapping_groups, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, nearest
 from musicnet_eval.weights import weight_hashes
 
@@ -62,9 +62,9 @@ def plan(config: DictConfig) -> Plan:
     tracks = configs.build(plain["data"]["index"], "data.index")
     if not isinstance(tracks, list) or not all(isinstance(track, Track) for track in tracks):
         raise DataError(f"data.index={plain['data']['index'].get('_target_')} must return a list of Track.")
-    data = plain["data"]
-    data["protocol"] = data["protocol"] or default_protocol(tracks)
-    split = assign_splits(tracks, data["protocol"], data["fold"], data["folds"], data["split_seed"])
+    settings = split_settings(plain["data"], tracks)
+    plain["data"]["protocol"] = settings["protocol"]
+    split = assign_splits(tracks, **settings)
     return _named(config, plain, split, fingerprint(split), fingerprint(tracks))
 
 
@@ -164,7 +164,12 @@ def fit(planned: Plan) -> RunRecord:
         choices=planned.choices,
         overrides=planned.overrides,
         config=planned.written,
-        facts={**asdict(data.facts), "tracks": data.count_tracks(), "bad_tracks": data.bad_tracks},
+        facts={
+            **asdict(data.facts),
+            "tracks": data.count_tracks(),
+            "bad_tracks": data.bad_tracks,
+            "leaky": bool(overlapping_groups(planned.tracks)),
+        },
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},

@@ -67,6 +67,7 @@ def test_the_record_says_what_was_run(finished: Path, tones: Path) -> None:
     assert record["facts"]["class_counts"] == [2, 2, 2]
     assert record["facts"]["image_shape"] == [1, 32, 1 + 4000 // 128]
     assert record["facts"]["tracks"] == {"train": 6, "val": 6, "test": 6}
+    assert record["facts"]["leaky"] is False
     assert record["overrides"][0] == "data=folder"
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in record["versions"]["torch"]
     assert record["throughput"]["train_segments_per_second"] > 0
@@ -171,6 +172,18 @@ def test_official_manifest(tones: Path, train: Command, tmp_path: Path) -> None:
     assert record["config"]["data"]["protocol"] == "official"
     assert train(*overrides, *TINY, "data.protocol=group_kfold", f"hydra.run.dir={tmp_path / 'dealt'}") == 0
     assert result(tmp_path / "dealt")["facts"]["tracks"] == {"train": 6, "val": 6, "test": 6}
+
+
+def test_a_group_in_two_splits_is_refused_or_marked(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{name}/{i}.wav,{name},elvis,{('test', 'val', 'train')[i % 3]}" for name in ("low", "high") for i in range(6)]
+    (tmp_path / "songs.csv").write_text("\n".join(["path,label,group,split", *rows]))
+    overrides = ("data=csv", "data.manifest=songs.csv", f"data.root={tones}", "backbone=stats_linear", *TINY)
+    assert train(*overrides) == 2
+    assert "'elvis' in test and train and val" in capsys.readouterr().err
+    assert train(*overrides, "data.allow_group_overlap=true") == 0
+    assert result(only_run(tmp_path))["facts"]["leaky"] is True
 
 
 def test_splits_of_one_song(tones: Path, train: Command, tmp_path: Path) -> None:

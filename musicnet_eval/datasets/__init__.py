@@ -28,6 +28,7 @@ from musicnet_eval.datasets.protocols import (
     group_kfold,
     official,
     overlapping_groups,
+    split_settings,
 )
 from musicnet_eval.datasets.rhythm import ballroom, extended_ballroom
 
@@ -58,6 +59,7 @@ __all__ = [
     "overlapping_groups",
     "parquet",
     "pmemo",
+    "split_settings",
 ]
 
 

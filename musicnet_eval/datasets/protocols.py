@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from musicnet_eval.contracts import SPLITS, Track
 from musicnet_eval.datasets.faults import FAULT_FILTERED, fault_filtered_splits
@@ -95,6 +96,12 @@ PROTOCOLS: dict[str, Callable[..., list[Track]]] = {
 def default_protocol(tracks: Iterable[Track]) -> str:
     """Name the protocol of a data set for which none is chosen: `official` where it gives splits itself, else `group_kfold`."""
     return "official" if any(track.split for track in tracks) else "group_kfold"
+
+
+def split_settings(choice: Mapping[str, Any], tracks: Iterable[Track]) -> dict[str, Any]:
+    """Give what `assign_splits` takes out of the config's `data` node, the protocol decided where it is left open."""
+    settings = {key: choice[key] for key in ("protocol", "fold", "folds", "split_seed", "allow_group_overlap")}
+    return {**settings, "protocol": settings["protocol"] or default_protocol(tracks)}
 
 
 def assign_splits(
