@@ -41,6 +41,11 @@ NOT_IN_SIGNATURE = (
     "data.manifest",  # where the list lies; what it says is in the index fingerprint
     "data.index.root",
     "data.index.manifest",
+    "data.audio_root",
+    "data.index.audio_root",
+    "data.validate",  # checks files, changes none
+    "data.index.validate",
+    "data.allow_group_overlap",  # what it lets pass is in the index fingerprint
     "data.cache_dir",
     "data.num_workers",
     "datamodule.cache_dir",
