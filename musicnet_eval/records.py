@@ -140,16 +140,22 @@ def now() -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Lend a temporary path beside `path` that takes its place when the block ends well: readers never see half a file."""
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Lend a temporary path beside `path` that takes its place when the block ends well: readers never see half a file.
+
+    Args:
+        path: What is written.
+        durable: Wait until the disk has it, against a power cut; a killed process leaves whole files either way.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -139,6 +140,9 @@ def fit(planned: Plan) -> RunRecord:
     data, model, trainer, watching = _build(planned)
     clock.append(time.perf_counter())
     last = runs.last_checkpoint(planned.folder)
+    if last.is_file() and not zipfile.is_zipfile(last):
+        print(f"{last} is damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
+        last.unlink()
     if last.is_file():
         print(f"goes on from {last}", flush=True)
     trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)

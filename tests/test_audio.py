@@ -138,7 +138,7 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
 
 def test_read_pcm_and_many_open_files(tmp_path: Path) -> None:
     pcm = np.arange(100, dtype=np.int16)
-    for i in range(600):  # more than the cache of open files holds
+    for i in range(600):
         (pcm + i).tofile(tmp_path / f"{i}.pcm")
     out = np.empty(10, dtype=np.int16)
     for i in [*range(600), 0]:

@@ -111,6 +111,24 @@ def test_force_starts_afresh(tones: Path, train: Command, tmp_path: Path, capsys
     assert "goes on" not in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_is_named_and_not_used(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stop.py").write_text(STOP)
+    stopping = (
+        "plugins=[stop]",
+        "+callbacks.stop._target_=stop.Stop",
+        "+callbacks.stop.hook=batch_end",
+        "+callbacks.stop.epoch=2",
+    )
+    assert train(*overrides(tones), *stopping) == 130
+    (last,) = tmp_path.rglob("last.ckpt")
+    last.write_bytes(last.read_bytes()[:5000])
+    assert train(*overrides(tones), *stopping) == 0
+    assert (tmp_path / "epochs").read_text() == "0 1 2 0 1 2 3 "
+    assert "is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_kill_nine_and_two_at_once(tones: Path, tmp_path: Path) -> None:
     """Kill a run without warning, then ask for it twice at the same time: one goes on, the other waits and takes its result."""
