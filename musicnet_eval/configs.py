@@ -32,6 +32,16 @@ OmegaConf.register_new_resolver("in", lambda value, choices: value in choices, r
 OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).expanduser().stem, replace=True)
 
 
+def help_text() -> str:
+    """Give the help of `musicnet-train` out of `conf/train.yaml`, as Hydra would, in a third of its time."""
+    import yaml
+
+    text: str = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf8"))["hydra"]["help"]["template"]
+    groups = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
+    lines = (f"{folder.name}: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}" for folder in groups)
+    return text.replace("$APP_CONFIG_GROUPS", "\n".join(lines))
+
+
 # --- composing and resolving --------------------------------------------------------------------------------------------------
 
 

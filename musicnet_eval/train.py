@@ -338,6 +338,9 @@ def _finish_wandb(*, failed: bool) -> None:
 
 def main() -> None:
     """Run the command `musicnet-train`."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(configs.help_text())
+        return
     hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
 
 

@@ -49,6 +49,7 @@ LIGHT = {
     "contracts",
     "errors",
     "records",
+    "significance",
     "runs",
     "datasets",
     "environment",
@@ -161,6 +162,16 @@ def test_help_is_light(command: str) -> None:
     assert f"musicnet-{command}" in done.stdout
     assert "xit codes" in done.stdout
     assert len(done.stdout.splitlines()) > 12
+
+
+def test_help_says_what_hydra_would(tmp_path: Path) -> None:
+    """The quick help and the one that Hydra composes (with a further flag) name the same choices."""
+
+    def said(*flags: str) -> set[str]:
+        command = [sys.executable, "-m", "musicnet_eval.train", "--help", *flags]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split())
+
+    assert said() == said("--config-dir", str(tmp_path))
 
 
 def test_nothing_is_left_open() -> None:
