@@ -1,4 +1,4 @@
-"""Decode audio files, and keep what was decoded. Layer 1.
+"""Decode audio files, and keep what was decoded. Layer 2.
 
 `decode` reads anything libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, AU, …), mixes it to mono and resamples it (soxr, high
 quality). `DecodedCache` keeps the result as raw int16 PCM, one file a track, named by the source's identity and the decode

@@ -1,4 +1,4 @@
-"""Networks by name, for images of any number of channels and any shape. Layer 1.
+"""Networks by name, for images of any number of channels and any shape. Layer 3.
 
 `build` takes any timm name, `torchvision/NAME` for what timm lacks, and any name that a plugin registered with timm's
 `@register_model`; `stats_linear`, our yardstick, is registered in just that way. Transfer of ImageNet networks is the paper's

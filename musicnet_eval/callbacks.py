@@ -1,4 +1,4 @@
-"""Lightning callbacks that watch a run: status and heartbeat, `metrics.csv`, throughput, pictures, progress. Layer 3.
+"""Lightning callbacks that watch a run: status and heartbeat, `metrics.csv`, throughput, pictures, progress. Layer 4.
 
 They meet data and model through the trainer alone. Those that only look are listed in `records.LOOKING_CALLBACKS`, since they
 cannot change a run's numbers; `StepSeed` does, and every run has it.

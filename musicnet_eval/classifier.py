@@ -1,4 +1,4 @@
-"""`MusicClassifier`: backbone + loss + metrics + optimizer as a LightningModule. Layer 3; knows neither data nor callbacks.
+"""`MusicClassifier`: backbone + loss + metrics + optimizer as a LightningModule. Layer 4; knows neither data nor callbacks.
 
 It receives batches that carry an `image`, and `DataFacts`. Training, validation and test share one step.
 """

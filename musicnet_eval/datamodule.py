@@ -1,4 +1,4 @@
-"""`MusicDataModule`: tracks → batches of segments → spectrogram images on the device. Layer 3; knows neither model nor callbacks.
+"""`MusicDataModule`: tracks → batches of segments → spectrogram images on the device. Layer 4; knows neither model nor callbacks.
 
 The loader hands out int16 audio; `on_after_batch_transfer` makes it float, augments it (training only) and turns it into images
 on the accelerator, so that no spectrogram is ever computed per item or on the wrong side of the bus. `facts` is all that a model

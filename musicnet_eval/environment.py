@@ -1,4 +1,4 @@
-"""What a run ran on: hardware, package versions, and the git checkout it was started in. Layer 1; no torch import."""
+"""What a run ran on: hardware, package versions, and the git checkout it was started in. Layer 0; no torch import."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which pieces of the music21 corpus stand for a tradition, which of them belong together, and what each is dealt.
 
-Layer 2, before `tradition.py`. The choice is shipped as `checksums/tradition.json`; `python -m musicnet_eval.repertoire` makes
+Layer 3, before `tradition.py`. The choice is shipped as `checksums/tradition.json`; `python -m musicnet_eval.repertoire` makes
 that file anew from the installed corpus (half a minute), and a test asserts that it is the same.
 
 A piece is a candidate if it has 84 distinct onsets or more (three clips of 6 s at the fastest onset rate), and if its sounding

@@ -1,4 +1,4 @@
-"""One run's life on disk: its name, `status.json`, and how it ends. Layer 1; imports no torch.
+"""One run's life on disk: its name, `status.json`, and how it ends. Layer 2; imports no torch.
 
 `begin` → (`update_status` …) → `finish`, `fail` or `interrupt`. `result.json` is written last of all, by rename: it exists only
 when everything else of the run does.

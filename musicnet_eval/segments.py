@@ -1,4 +1,4 @@
-"""Which samples of which song make one item. Layer 2.
+"""Which samples of which song make one item. Layer 3.
 
 Training draws a random position for each track and epoch; validation and test cover each song by a fixed grid that reaches its
 end. A whole batch is read in one call, as int16, straight from the decoded cache. Order and positions derive from (seed, epoch)

@@ -1,4 +1,4 @@
-"""What a sweep does beyond its runs: tables and a page when its last job ends, and an honest exit code. Layer 5."""
+"""What a sweep does beyond its runs: tables and a page when its last job ends, and an honest exit code. Layer 6."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The embedded data set: which musical tradition is this? Real scores, rendered on the user's machine, as a list of `Track`s.
 
-Layer 2. Scores come from the music21 wheel (`scores.py`), sound from midirenderer and the SoundFont in the pretty_midi wheel. The
+Layer 4. Scores come from the music21 wheel (`scores.py`), sound from midirenderer and the SoundFont in the pretty_midi wheel. The
 package ships neither: only which 40 pieces make a class, and the fingerprints of their notes (`checksums/tradition.json`).
 
 A class is 40 pieces of 3 clips of 6 s. What could give a class away without listening to the music is drawn alike for all: one

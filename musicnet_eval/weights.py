@@ -1,4 +1,4 @@
-"""Where a network's starting weights come from: a file of the user's, or a file inside an installed package. Layer 1; no torch.
+"""Where a network's starting weights come from: a file of the user's, or a file inside an installed package. Layer 2; no torch.
 
 Found before anything is built, because a run's signature holds the hash of the file: other weights, other run.
 """

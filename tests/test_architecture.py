@@ -100,6 +100,14 @@ def test_imports_follow_the_design(path: Path) -> None:
     assert used <= layers()[module(path)]
 
 
+def test_docstrings_name_the_layer_of_the_design() -> None:
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", DESIGN.read_text(encoding="utf8"), flags=re.MULTILINE)
+    number = {name.strip().strip("`"): layer for layer, cell in rows for name in cell.split(",")}
+    for path in FILES:
+        said = re.search(r"Layer (\d)", ast.get_docstring(ast.parse(path.read_text(encoding="utf8"))) or "")
+        assert said is None or said[1] == number[module(path)], path.name
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_hydra_stays_in_few_hands(path: Path) -> None:
     if module(path) not in MAY_IMPORT_HYDRA:
