@@ -218,68 +218,76 @@ def balanced_trusted_loss(
     likelihood = adjust_logits(logits, log_prior, logit_adjust_tau)
     class_weight = None if class_weight is None else class_weight.to(logits.dtype)
     if target.is_floating_point():
-        loss, size = _soft_cross_entropy(likelihood, target.to(logits.dtype), class_weight, trust_factor)
-        scale = torch.ones_like(size)
+        loss, scale, total = _soft_cross_entropy(likelihood, target.to(logits.dtype), class_weight, trust_factor)
     else:
-        target = target.long()
-        valid = target != ignore_index
-        loss = _index_cross_entropy(likelihood, target, valid, trust_factor, ignore_index)
-        scale = size = valid.to(logits.dtype) if class_weight is None else valid * class_weight[torch.where(valid, target, 0)]
+        loss, scale, total = _index_cross_entropy(likelihood, target.long(), class_weight, trust_factor, ignore_index)
     # The factors of a sample are all constants for the gradient, so they are multiplied before they meet the graph.
     if isinstance(trust_strength, Tensor) or trust_strength:
-        trusted = adjust_logits(logits, log_prior, logit_adjust_tau - trust_prior_tau)
-        scale = scale * sample_trust(trusted, target, trust_strength, ignore_index)
+        trusted = adjust_logits(logits.detach(), log_prior, logit_adjust_tau - trust_prior_tau)
+        trust = label_gap(trusted, target, ignore_index).mul_(trust_strength).neg_().exp_()
+        scale = trust if scale is None else trust.mul_(scale)
     if reduction == "none":
-        return loss * scale
-    if reduction == "mean":
-        total = size.sum()
-        scale = scale / total.clamp(min=torch.finfo(total.dtype).tiny)  # a batch of ignored rows alone is 0, not NaN
-    return torch.dot(loss, scale)
+        return loss if scale is None else loss * scale
+    summed = loss.sum() if scale is None else torch.dot(loss, scale)
+    # A batch of ignored rows alone is 0, not NaN.
+    return summed if reduction == "sum" else summed / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def _index_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, epsilon: float, ignore_index: int) -> Tensor:
-    """Return smoothed cross-entropy to an index, `[B]`; what it says of ignored rows does not count."""
+def _index_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, epsilon: float, ignore_index: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return smoothed cross-entropy to an index `[B]`, what each row counts (None: 1), and the sum of that."""
+    valid = target != ignore_index
+    counts: Tensor | None = None
+    if epsilon or weight is not None:
+        target = torch.where(valid, target, 0)
+        counts = valid.to(logits.dtype) if weight is None else weight.index_select(0, target) * valid
+    total = valid.sum(dtype=logits.dtype) if counts is None else counts.sum()
     if not epsilon:
-        return F.cross_entropy(logits, target, reduction="none", ignore_index=ignore_index)
+        # Here torch gives 0 for ignored rows. Where they were pointed at class 0, their count is 0.
+        return F.cross_entropy(logits, target, reduction="none", ignore_index=ignore_index), counts, total
     # The smoothed one-hot row, written out: the same numbers as `label_smoothing=epsilon` in three quarters of its time.
     rest = epsilon / logits.shape[1]
-    smoothed = torch.full_like(logits, rest, requires_grad=False)
-    smoothed.scatter_(1, torch.where(valid, target, 0).unsqueeze(1), 1.0 - epsilon + rest)
-    return F.cross_entropy(logits, smoothed, reduction="none")
+    smoothed = torch.full_like(logits, rest, requires_grad=False).scatter_(1, target.unsqueeze(1), 1.0 - epsilon + rest)
+    return F.cross_entropy(logits, smoothed, reduction="none"), counts, total
 
 
-def _soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy to the weighted, smoothed distribution, and what each row counts; both `[B]`."""
+def _soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, epsilon: float) -> tuple[Tensor, None, Tensor]:
+    """Return cross-entropy to the weighted, smoothed distribution `[B]`, None (the rows hold their weight), and what all count."""
     weighted = target if weight is None else target * weight
     size = weighted.sum(dim=1)
     if epsilon:
         weighted = (1.0 - epsilon) * weighted + (epsilon / logits.shape[1]) * size.unsqueeze(1)
-    return F.cross_entropy(logits, weighted, reduction="none"), size
+    return F.cross_entropy(logits, weighted, reduction="none"), None, size.sum()
 
 
-@torch.no_grad()
 def sample_trust(logits: Tensor, target: Tensor, strength: float | Tensor, ignore_index: int = -100) -> Tensor:
-    """Compute exp(-strength * gap), gap = largest logit - the label's: (p_y / max p)^strength without a softmax.
+    """Compute exp(-strength * gap), gap = largest logit - the label's: (p_y / max p)^strength without a softmax; detached.
 
     Shape:
         logits: `[B, C]`.
         target: `[B]` int or `[B, C]` float (then the label's logit is log sum_c Y_c exp(logit_c)).
         output: `[B]` in [0, 1]; 1 for ignored rows.
     """
+    gap = label_gap(logits.detach(), target, ignore_index)
+    if not target.is_floating_point():
+        gap = gap.masked_fill_(target == ignore_index, 0.0)
+    return gap.mul_(strength).neg_().exp_()
+
+
+def label_gap(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Return how far the label's logit lies below the largest, `[B]`, 0 or more; any such number for ignored rows."""
     best = logits.amax(dim=1)
     if target.is_floating_point():
-        own = torch.logsumexp(target.to(logits.dtype).log() + logits, dim=1)
-        gap = (best - own).clamp(min=0.0)  # a row may sum to a little over 1
+        gap = best - torch.logsumexp(target.to(logits.dtype).log() + logits, dim=1)
     else:
-        target = target.long()
-        minus_own = F.nll_loss(logits, target, reduction="none", ignore_index=ignore_index)  # picks -logit of the label
-        gap = (best + minus_own).masked_fill(target == ignore_index, 0.0)
-    return torch.exp(-strength * gap)
+        gap = F.nll_loss(logits, target.long(), reduction="none", ignore_index=ignore_index).add_(best)  # best - the label's
+    return gap.clamp_(min=0.0)  # a soft row may sum to a little over 1
 
 
 def adjust_logits(logits: Tensor, log_prior: Tensor | None, tau: float) -> Tensor:
     """Add tau times the log class shares; the logits themselves where tau is 0."""
-    return logits if log_prior is None or not tau else logits + tau * log_prior
+    return logits if log_prior is None or not tau else torch.add(logits, log_prior, alpha=tau)
 
 
 def full_precision(logits: Tensor) -> Tensor:
