@@ -6,6 +6,9 @@ It receives batches that carry an `image`, and `DataFacts`. Training, validation
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -13,14 +16,15 @@ from typing import Any, cast
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MeanMetric
 
 from musicnet_eval import backbones
 from musicnet_eval.contracts import Batch, DataFacts
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.metrics import SongVotes, Votes, mean_metric, segment_metrics, song_metrics, training_metrics
+from musicnet_eval.finetune import Finetune, freeze, scale_rates
+from musicnet_eval.metrics import SegmentScores, SongVotes, Votes, compute, mean_metric, right, running_log_loss
 
 EVAL_SPLITS = ("val", "test")
 
@@ -34,9 +38,14 @@ class MusicClassifier(lightning.LightningModule):
         backbone: Name of the network (`backbones.build`).
         backbone_options: Its options.
         loss: `loss(scores, label)`, or a partial that gets `num_classes` and `class_counts` as its signature accepts.
-        optimizer: Partial that gets `params`.
-        scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate.
+        optimizer: Partial that gets `params`, in groups by rate and weight decay.
+        scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate. It steps with the
+            optimizer, or, if it is a `ReduceLROnPlateau` with an attribute `monitor`, once an epoch on that metric.
+        finetune: What of the network learns when, and at which share of the rate; None trains all of it alike.
+        vote: How a song's segments make its probabilities (`metrics.VOTES`).
         channels_last: Lay the network's weights out channels last: faster on CPUs and on GPUs with mixed precision.
+        compile: Compile the network for training (`torch.compile`); needs a C++ compiler.
+        weight_decay_exclude_1d: No weight decay on norms and biases.
 
     Shape:
         input: image `[B, K, F, N]`. output: scores `[B, C]`.
@@ -51,7 +60,11 @@ class MusicClassifier(lightning.LightningModule):
         loss: Callable[..., Any] | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
+        vote: str = "mean_probability",
+        finetune: Finetune | None = None,
         channels_last: bool = True,
+        compile: bool = False,  # noqa: A002 (the config key, as torch names it)
+        weight_decay_exclude_1d: bool = True,
     ) -> None:
         super().__init__()
         classes = len(facts.classes)
@@ -59,15 +72,20 @@ class MusicClassifier(lightning.LightningModule):
         self.backbone = backbones.build(backbone, backbone_options or {}, classes, facts.image_shape)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
-        self.loss: nn.Module = finish(loss or nn.CrossEntropyLoss(), num_classes=classes, class_counts=facts.class_counts)
+        usual = nn.BCEWithLogitsLoss() if facts.multilabel else nn.CrossEntropyLoss()
+        self.loss: nn.Module = finish(loss or usual, num_classes=classes, class_counts=facts.class_counts)
         self.make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self.make_scheduler = scheduler
-        self.train_metrics = training_metrics(classes)
-        self.eval_metrics = nn.ModuleDict({split: segment_metrics(split, classes) for split in EVAL_SPLITS})
-        self.means = nn.ModuleDict(
-            {f"{split}_{name}": mean_metric() for split in ("train", *EVAL_SPLITS) for name in ("loss", "log_loss")}
+        self.finetune = finetune or Finetune()
+        self.learnable = tuple(name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad)
+        self.compiles = compile
+        self.weight_decay_exclude_1d = weight_decay_exclude_1d
+        self.running = nn.ModuleDict({name: mean_metric() for name in ("accuracy", "log_loss")})
+        self.losses = nn.ModuleDict({split: mean_metric() for split in ("train", *EVAL_SPLITS)})
+        self.segments = nn.ModuleDict({split: SegmentScores(multilabel=facts.multilabel) for split in EVAL_SPLITS})
+        self.votes = nn.ModuleDict(
+            {split: SongVotes(num_songs, classes, vote, multilabel=facts.multilabel) for split in EVAL_SPLITS}
         )
-        self.votes = nn.ModuleDict({split: SongVotes(num_songs, classes) for split in EVAL_SPLITS})
         self.last_votes: dict[str, Votes] = {}
         self.last_training: dict[str, float] = {}  # the last epoch's training metrics, kept over a resume
 
@@ -77,22 +95,44 @@ class MusicClassifier(lightning.LightningModule):
 
     # --- training ---
 
+    def on_fit_start(self) -> None:
+        if self.finetune.changes and self.trainer.world_size > 1:
+            raise ConfigError(
+                f"finetune=gradual on trainer.devices={self.trainer.world_size} would leave what is unfrozen later out of step "
+                "between processes. Use trainer.devices=1, finetune=full or finetune=head."
+            )
+        freeze(self.backbone, self.learnable, self.finetune.frozen(self.backbone, 0))
+        if self.compiles:
+            _compile(self.backbone)
+
+    def on_train_epoch_start(self) -> None:
+        freeze(self.backbone, self.learnable, self.finetune.frozen(self.backbone, self.current_epoch))
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         del batch, batch_idx
         set_progress = getattr(self.loss, "set_progress", None)  # a loss that changes over the training
         if callable(set_progress):
             set_progress(self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         del batch_idx
-        scores = self(batch["image"])
-        loss = self._loss(scores, batch["label"], "train")
-        self.train_metrics.update(scores.detach(), batch["label"])
-        return loss
+        scores, label = self(batch["image"]), batch["label"]
+        loss = self._loss(scores, label, "train")
+        for name, measure in (("accuracy", right), ("log_loss", running_log_loss)):
+            value = measure(scores.detach(), label, multilabel=self.facts.multilabel)
+            cast(MeanMetric, self.running[name]).update(value, len(label))
+        return {"loss": loss, "scores": scores.detach()}  # callbacks may look at the scores
 
     def on_train_epoch_end(self) -> None:
-        self.last_training = self._log_and_reset(self.train_metrics, "train")
-        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        found = {f"train/segment/{name}": _take(metric) for name, metric in self.running.items()}
+        found["train/segment/loss"] = _take(self.losses["train"])
+        self.log_dict(found)
+        self.last_training = {name: float(value) for name, value in found.items()}
+        group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
+        self.log("lr", group["lr"] / group["lr_scale"])
+        # Here, and not where Lightning would: it steps these after the last checkpoint of the epoch, and a resumed run would differ.
+        for scheduler in self._by_epoch():
+            scheduler.step(float(self.trainer.callback_metrics[scheduler.monitor]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["last_training"] = self.last_training
@@ -119,45 +159,68 @@ class MusicClassifier(lightning.LightningModule):
     def _eval_step(self, batch: Batch, split: str) -> None:
         scores = self(batch["image"])
         self._loss(scores, batch["label"], split)
-        self._metrics(split).update(scores, batch["label"])
-        cast(SongVotes, self.votes[split]).update(scores.float().softmax(dim=1), batch["song"], batch["label"])
+        cast(SegmentScores, self.segments[split]).update(scores, batch["label"])
+        cast(SongVotes, self.votes[split]).update(scores, batch["song"], batch["label"])
 
     def _eval_end(self, split: str) -> None:
         votes = cast(SongVotes, self.votes[split]).gather()
         self.last_votes[split] = votes
-        self._log_and_reset(self._metrics(split), split)
-        self.log_dict(song_metrics(split, votes.probabilities, votes.labels))
-
-    def _metrics(self, split: str) -> MetricCollection:
-        return cast(MetricCollection, self.eval_metrics[split])
+        self.log_dict(compute(f"{split}/segment", *cast(SegmentScores, self.segments[split]).gather()))
+        self.log_dict(compute(f"{split}/song", votes.probabilities, votes.labels))
+        self.log(f"{split}/segment/loss", _take(self.losses[split]))
 
     def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
-        """Compute the loss, and note it beside plain cross-entropy: only the latter compares across losses."""
         loss: Tensor = self.loss(scores, label)
-        cast(MeanMetric, self.means[f"{split}_loss"]).update(loss.detach(), len(label))
-        cast(MeanMetric, self.means[f"{split}_log_loss"]).update(F.cross_entropy(scores.detach().float(), label), len(label))
+        cast(MeanMetric, self.losses[split]).update(loss.detach(), len(label))
         return loss
-
-    def _log_and_reset(self, metrics: MetricCollection, split: str) -> dict[str, float]:
-        found = dict(metrics.compute())
-        metrics.reset()
-        for name in ("loss", "log_loss"):
-            mean = cast(MeanMetric, self.means[f"{split}_{name}"])
-            found[f"{split}/segment/{name}"] = mean.compute()
-            mean.reset()
-        self.log_dict(found)
-        return {name: float(value) for name, value in found.items()}
 
     # --- optimization ---
 
     def configure_optimizers(self) -> Any:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = finish(self.make_optimizer, params=trained)
+        groups = self.finetune.parameter_groups(self, self.backbone, weight_decay_exclude_1d=self.weight_decay_exclude_1d)
+        optimizer = finish(self.make_optimizer, params=groups)
+        scale_rates(optimizer.param_groups)
         if self.make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = finish(self.make_scheduler, optimizer=optimizer, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if not hasattr(scheduler, "monitor"):
+            raise ConfigError("scheduler=ReduceLROnPlateau does not say which metric it follows. Use scheduler=plateau.")
+        config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if scheduler not in self._by_epoch():
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _by_epoch(self) -> list[Any]:
+        made = (config.scheduler for config in self.trainer.lr_scheduler_configs)
+        return [scheduler for scheduler in made if isinstance(scheduler, ReduceLROnPlateau)]
+
+    def trained_parameters(self, epochs: int) -> dict[int, int]:
+        """Count the parameters that learn, from each epoch on in which their number changes: epoch → number."""
+        counts: dict[int, int] = {}
+        for epoch in range(max(1, epochs)):
+            frozen = self.finetune.frozen(self.backbone, epoch)
+            inside = {name: p.numel() for name, p in self.backbone.named_parameters() if name in self.learnable}
+            beside = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("backbone."))
+            count = beside + sum(number for name, number in inside.items() if name not in frozen)
+            if not counts or count != counts[max(counts)]:
+                counts[epoch] = count
+        return counts
+
+
+def _compile(network: nn.Module) -> None:
+    """Compile a network's forward in place, where there is a compiler for what torch writes."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"model.compile=true needs a C++ compiler, and '{compiler}' is not on the PATH. Install it, name another in the "
+            "environment variable CXX, or use model.compile=false."
+        )
+    network.compile()  # type: ignore[no-untyped-call]
 
 
 def finish(part: Any, **facts: Any) -> Any:

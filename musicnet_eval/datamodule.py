@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,7 +22,9 @@ from musicnet_eval.audio import PCM_SCALE, DecodedCache, pcm_length, read_pcm
 from musicnet_eval.contracts import SPLITS, Batch, DataFacts, Track
 from musicnet_eval.datasets import class_counts, classes_of
 from musicnet_eval.errors import ConfigError, DataError
-from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, check_lengths, song_list
+from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, balanced_chances, check_lengths, song_list
+
+SAMPLERS = ("uniform", "balanced")
 
 
 class MusicDataModule(lightning.LightningDataModule):
@@ -37,6 +40,7 @@ class MusicDataModule(lightning.LightningDataModule):
         max_seconds: Use no more than this of each track's start, seconds; everything when None.
         pad_short: Pad songs shorter than a segment with silence, rather than refuse them.
         batch_size: Segments a batch, 2 or more.
+        sampler: `uniform` takes every training track once an epoch; `balanced` draws as many, every class as likely as any other.
         num_workers: Loader processes; 0 reads in the training process, which a warm cache makes fast enough.
         cache_dir: Where decoded audio is kept.
         on_bad_file: `error` names every unusable file and stops; `skip` leaves them out and records them.
@@ -60,6 +64,7 @@ class MusicDataModule(lightning.LightningDataModule):
         max_seconds: float | None = None,
         pad_short: bool = False,
         batch_size: int = 32,
+        sampler: str = "uniform",
         num_workers: int = 0,
         cache_dir: Path | str = "data/cache",
         on_bad_file: str = "error",
@@ -69,6 +74,8 @@ class MusicDataModule(lightning.LightningDataModule):
         _check_range("data.sample_rate", sample_rate, 1000, 384_000, "Hz")
         _check_range("data.segment_seconds", segment_seconds, 0.05, 3600, "seconds")
         _check_range("data.batch_size", batch_size, 2, 65_536, "segments (batch norm needs two)")
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"data.sampler={sampler!r} must be one of {', '.join(SAMPLERS)}.")
         _check_range("data.num_workers", num_workers, 0, 1024, "processes")
         for key, value in (("data.hop_seconds", hop_seconds), ("data.max_seconds", max_seconds)):
             if value is not None:
@@ -81,6 +88,7 @@ class MusicDataModule(lightning.LightningDataModule):
         self.hop = self.segment if hop_seconds is None else max(1, round(hop_seconds * sample_rate))
         self.pad_short = pad_short
         self.batch_size = int(batch_size)
+        self.sampler = sampler
         self.num_workers = int(num_workers)
         self.cache = DecodedCache(cache_dir, self.sample_rate, max_seconds)
         self.on_bad_file = on_bad_file
@@ -99,16 +107,10 @@ class MusicDataModule(lightning.LightningDataModule):
         del stage
         if self._songs:
             return
-        many = next((track for track in self.tracks if len(track.labels) > 1), None)
-        if many is not None:
-            raise DataError(
-                f"'{many.id}' carries {len(many.labels)} labels {many.labels}; this version trains on one label a track. "
-                "Keep one label a track in the manifest."
-            )
         files = self.cache.build(self.tracks, self.on_bad_file)
-        index = {name: i for i, name in enumerate(self.classes)}
+        multilabel = any(len(track.labels) > 1 for track in self.tracks)
         lengths = [0 if file is None else pcm_length(file) for file in files]
-        songs = song_list(files, lengths, [index[track.labels[0]] for track in self.tracks])
+        songs = song_list(files, lengths, list(targets(self.tracks, self.classes, multilabel=multilabel)))
         self.bad_tracks = [track.id for track, file in zip(self.tracks, files, strict=True) if file is None]
         names = [self.tracks[song.index].id for song in songs]
         check_lengths(songs, names, self.segment, self.sample_rate, pad_short=self.pad_short)
@@ -122,6 +124,7 @@ class MusicDataModule(lightning.LightningDataModule):
             class_counts=class_counts(usable, self.classes),
             image_shape=self._image_shape(),
             sample_rate=self.sample_rate,
+            multilabel=multilabel,
         )
 
     def _image_shape(self) -> tuple[int, int, int]:
@@ -138,7 +141,8 @@ class MusicDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world = self._place()
         data = Segments(self._songs["train"], self.segment, hop=None, seed=self.seed)
-        order = TrainOrder(len(data), self.batch_size, self.seed, self._epoch, rank, world)
+        chances = balanced_chances(data.label, len(self.classes)) if self.sampler == "balanced" else None
+        order = TrainOrder(len(data), self.batch_size, self.seed, self._epoch, rank, world, chances)
         self._batches = len(order)
         if self._batches == 0:
             raise DataError(
@@ -203,13 +207,13 @@ class MusicDataModule(lightning.LightningDataModule):
 
     def examples(self, device: torch.device) -> list[tuple[str, str, Tensor]]:
         """Give one training example a class: class name, track id, and the image `[K, F, N]` of the middle of the song."""
-        first = {song.label: song for song in reversed(self._songs["train"])}
+        first = {name: song for song in reversed(self._songs["train"]) for name in self.tracks[song.index].labels}
         audio = np.zeros((len(first), self.segment), dtype=np.int16)
-        for row, label in zip(audio, sorted(first), strict=True):
-            read_pcm(first[label].pcm, max(0, (first[label].length - self.segment) // 2), row)
+        for row, name in zip(audio, sorted(first), strict=True):
+            read_pcm(first[name].pcm, max(0, (first[name].length - self.segment) // 2), row)
         images = self.image(torch.from_numpy(audio).to(device).float() / PCM_SCALE)
         rows = zip(sorted(first), images, strict=True)
-        return [(self.classes[label], self.tracks[first[label].index].id, image) for label, image in rows]
+        return [(name, self.tracks[first[name].index].id, image) for name, image in rows]
 
 
 class _WholeBatches(torch.utils.data.Dataset[Batch]):
@@ -223,6 +227,17 @@ class _WholeBatches(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, request: Any) -> Batch:
         return self.data.__getitems__(request)
+
+
+def targets(tracks: Sequence[Track], classes: Sequence[str], *, multilabel: bool) -> NDArray[Any]:
+    """Give each track's label: `[S]` class indices, or `[S, C]` zeros and ones where tracks may carry several."""
+    index = {name: i for i, name in enumerate(classes)}
+    if not multilabel:
+        return np.array([index[track.labels[0]] for track in tracks], dtype=np.int64)
+    held = np.zeros((len(tracks), len(classes)), dtype=np.float32)
+    for row, track in zip(held, tracks, strict=True):
+        row[[index[name] for name in track.labels]] = 1
+    return held
 
 
 def _check_range(key: str, value: float, low: float, high: float, unit: str) -> None:

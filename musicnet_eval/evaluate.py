@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import logging
 import sys
 import warnings
@@ -51,13 +52,16 @@ def score(trainer: Any, model: Any, data: Any) -> tuple[dict[str, float], list[r
 
 
 def _predictions(split: str, data: Any, votes: Any) -> list[records.Prediction]:
+    from musicnet_eval.metrics import decide
+
     classes = data.facts.classes
+    said = decide(votes.probabilities, multilabel=data.facts.multilabel).tolist()
     rows = []
-    for song, chances in zip(votes.songs.tolist(), votes.probabilities.cpu(), strict=True):
+    for song, chances, named in zip(votes.songs.tolist(), votes.probabilities.tolist(), said, strict=True):
         track: Track = data.tracks[song]
-        predicted = classes[int(chances.argmax())]
-        by_class = dict(zip(classes, chances.tolist(), strict=True))
-        rows.append(records.Prediction(split, track.id, track.group, "|".join(track.labels), predicted, by_class))
+        predicted = "|".join(itertools.compress(classes, named))
+        by_class = dict(zip(classes, chances, strict=True))
+        rows.append(records.Prediction(split, track.id, track.group, "|".join(sorted(track.labels)), predicted, by_class))
     return rows
 
 
@@ -104,6 +108,8 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
     if list(data.facts.classes) != list(record["facts"]["classes"]):
         differing = sorted(set(data.facts.classes) ^ set(record["facts"]["classes"]))
         raise DataError(f"The data has other classes than the run was trained on; differing: {differing}. Mend data.* to match.")
+    if data.facts.multilabel != bool(record["facts"].get("multilabel")):
+        raise DataError("The data has one label a song and the run was trained on several, or the other way round. Mend data.*.")
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     load_weights(model, run / "checkpoints" / "best.ckpt")

@@ -35,6 +35,8 @@ class LoadedRun:
         data = record["config"]["data"]
         self.folder, self.record, self.network, self.spectrogram = folder, record, network, spectrogram
         self.classes: tuple[str, ...] = tuple(record["facts"]["classes"])
+        self.multilabel = bool(record["facts"].get("multilabel"))
+        self.vote: str = record["config"]["model"].get("vote", "mean_probability")
         self.sample_rate: int = data["sample_rate"]
         self.segment = round(data["segment_seconds"] * self.sample_rate)
         self.hop = self.segment if data["hop_seconds"] is None else max(1, round(data["hop_seconds"] * self.sample_rate))
@@ -43,14 +45,20 @@ class LoadedRun:
 
     def __call__(self, audio: Tensor) -> Tensor:
         """Give class probabilities `[B, C]` for float audio `[B, T]` in [-1, 1] at `sample_rate`."""
+        from musicnet_eval.metrics import probabilities
+
+        return probabilities(self.scores(audio), multilabel=self.multilabel)
+
+    def scores(self, audio: Tensor) -> Tensor:
+        """Give the network's scores `[B, C]` for float audio `[B, T]`."""
         import torch
 
         with torch.inference_mode():
-            chances: Tensor = self.network(self.spectrogram(audio)).float().softmax(dim=1)
-            return chances
+            found: Tensor = self.network(self.spectrogram(audio))
+            return found
 
     def predict(self, path: Path | str) -> dict[str, float]:
-        """Give the probability of each class for one audio file of any length: the mean over its windows.
+        """Give the probability of each class for one audio file of any length: its windows vote as in the run's evaluation.
 
         Raises:
             AudioError: The file cannot be decoded.
@@ -59,16 +67,25 @@ class LoadedRun:
         import torch
 
         from musicnet_eval.audio import PCM_SCALE, decode
+        from musicnet_eval.metrics import SongVotes
         from musicnet_eval.segments import grid
 
         pcm = decode(Path(path), self.sample_rate, self.max_seconds)
         padded = np.pad(pcm, (0, max(0, self.segment - len(pcm))))
         starts = grid(len(pcm), self.segment, self.hop)
-        total = torch.zeros(len(self.classes), dtype=torch.float64)
+        votes = SongVotes(1, len(self.classes), self.vote, multilabel=self.multilabel)
         for first in range(0, len(starts), self.batch_size):
             windows = np.stack([padded[s : s + self.segment] for s in starts[first : first + self.batch_size]])
-            total += self(torch.from_numpy(windows).float() / PCM_SCALE).double().sum(dim=0)
-        return dict(zip(self.classes, (total / len(starts)).tolist(), strict=True))
+            scores = self.scores(torch.from_numpy(windows).float() / PCM_SCALE)
+            song = torch.zeros(len(scores), dtype=torch.long)
+            votes.update(scores, song, torch.zeros(len(scores), *votes.label.shape[1:], dtype=torch.long))
+        return dict(zip(self.classes, votes.gather().probabilities[0].tolist(), strict=True))
+
+    def named(self, chances: dict[str, float]) -> str:
+        """Name the class of the highest probability or, where several may hold, those of 0.5 and more, joined by `|`."""
+        if self.multilabel:
+            return "|".join(name for name, chance in chances.items() if chance >= 0.5)
+        return max(chances, key=chances.__getitem__)
 
 
 def load_run(folder: Path | str, plugins: Sequence[str] = ()) -> LoadedRun:
@@ -130,7 +147,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
     table = Table(Column("file", overflow="fold"), "predicted", "probability", "next")
     for row in rows:
         best, *others = sorted(row["probabilities"].items(), key=lambda item: -item[1])
-        table.add_row(row["path"], best[0], f"{best[1]:.3f}", " ".join(f"{name} {p:.3f}" for name, p in others[:2]))
+        table.add_row(row["path"], row["predicted"], f"{best[1]:.3f}", " ".join(f"{name} {p:.3f}" for name, p in others[:2]))
     Console().print(table)
 
 
@@ -145,8 +162,7 @@ def predict(run: Path, audio: Sequence[Path], form: str, plugins: Sequence[str])
             print(f"error: {error}", file=sys.stderr)
             bad += 1
             continue
-        best = max(chances, key=chances.__getitem__)
-        rows.append({"path": str(path), "predicted": best, "probabilities": chances})
+        rows.append({"path": str(path), "predicted": loaded.named(chances), "probabilities": chances})
     if rows:
         _write(rows, loaded.classes, form)
     elif not bad:

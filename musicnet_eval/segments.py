@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,19 +24,23 @@ from musicnet_eval.errors import DataError
 
 @dataclass(frozen=True)
 class Song:
-    """What the reader knows of a track: its PCM file, length in samples, class index, and place in the data set's list."""
+    """What the reader knows of a track: its PCM file, length in samples, label, and place in the data set's list.
+
+    The label is a class index or, where tracks may carry several, a row `[C]` of zeros and ones.
+    """
 
     pcm: str
     length: int
-    label: int
+    label: Any
     index: int
 
 
 class Request(NamedTuple):
-    """One batch to read: rows of the data set and, for training, the epoch whose random positions hold."""
+    """One batch to read: rows of the data set and, for training, the epoch and the draws that give their random positions."""
 
     epoch: int
     rows: NDArray[np.int64]
+    draws: NDArray[np.int64] | None = None  # a row that is drawn twice an epoch has another position each time; None: the rows
 
 
 def generator(seed: int, epoch: int, use: str) -> np.random.Generator:
@@ -88,9 +92,9 @@ class Segments(Dataset[Batch]):
         self.row_song = np.repeat(np.arange(len(songs)), repeats)
         self.start = np.array([start for row in starts for start in row], dtype=np.int64)
         self.slack = np.array([max(song.length - segment, 0) for song in songs], dtype=np.int64)[self.row_song]
-        self.label = np.array([song.label for song in songs], dtype=np.int64)[self.row_song]
+        self.label = np.array([song.label for song in songs])  # by song, not by row: with several labels a row is long
         self.song = np.array([song.index for song in songs], dtype=np.int64)[self.row_song]
-        self._drawn, self._drawn_epoch = self.start, -1
+        self._drawn, self._drawn_epoch = np.zeros(0), -1
 
     def __len__(self) -> int:
         return len(self.start)
@@ -98,29 +102,42 @@ class Segments(Dataset[Batch]):
     def __getitem__(self, row: int) -> Batch:
         return self.__getitems__(Request(0, np.array([row])))
 
-    def starts(self, epoch: int) -> NDArray[np.int64]:
+    def starts(self, request: Request) -> NDArray[np.int64]:
         """Give each row's first sample: drawn from (seed, epoch) in training, else the grid."""
+        epoch, rows, draws = request
         if not self.random:
-            return self.start
+            return self.start[rows]
         if epoch != self._drawn_epoch:  # once an epoch, not once a batch
-            self._drawn = np.asarray(generator(self.seed, epoch, "position").random(len(self)) * (self.slack + 1), dtype=np.int64)
+            self._drawn = generator(self.seed, epoch, "position").random(len(self))
             self._drawn_epoch = epoch
-        return self._drawn
+        return np.asarray(self._drawn[rows if draws is None else draws] * (self.slack[rows] + 1), dtype=np.int64)
 
     def __getitems__(self, request: Request) -> Batch:
         """Read one batch; samples past a song's end stay silent."""
         rows = request.rows
-        start = self.starts(request.epoch)[rows]
+        start = self.starts(request)
         pieces = []
         for song, first in zip(self.row_song[rows].tolist(), start.tolist(), strict=True):
             piece = map_pcm(self.files[song])[first : first + self.segment]
             pieces += [piece] if len(piece) == self.segment else [piece, self.silence[len(piece) :]]
         return Batch(
             audio=torch.from_numpy(np.concatenate(pieces).reshape(len(rows), self.segment)),
-            label=torch.from_numpy(self.label[rows]),
+            label=torch.from_numpy(self.label[self.row_song[rows]]),
             song=torch.from_numpy(self.song[rows]),
             start=torch.from_numpy(start),
         )
+
+
+def balanced_chances(labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
+    """Make every class as likely as any other: an item's chance is the mean of its classes' one over their count.
+
+    Shape:
+        labels: `[S]` class indices, or `[S, C]` zeros and ones. output: `[S]`, sums to 1.
+    """
+    held = labels if labels.ndim == 2 else np.eye(classes)[labels]
+    weight = (held / np.maximum(held.sum(axis=0), 1)).sum(axis=1) / held.sum(axis=1)
+    chances: NDArray[np.float64] = weight / weight.sum()
+    return chances
 
 
 class TrainOrder(Sampler[Request]):
@@ -133,10 +150,21 @@ class TrainOrder(Sampler[Request]):
         epoch: Gives the present epoch at the moment when the loader starts.
         rank: This process, 0 ≤ rank < world.
         world: Number of processes; rows are dealt out so that each has as many batches.
+        chances: `[rows]` how likely each row is drawn, with replacement; None takes every row once an epoch.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, epoch: Callable[[], int], rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        rank: int = 0,
+        world: int = 1,
+        chances: NDArray[np.float64] | None = None,
+    ) -> None:
         self.rows, self.batch_size, self.seed, self.epoch, self.rank, self.world = rows, batch_size, seed, epoch, rank, world
+        self.chances = chances
 
     def __len__(self) -> int:
         share = self.rows // self.world
@@ -145,10 +173,13 @@ class TrainOrder(Sampler[Request]):
 
     def __iter__(self) -> Iterator[Request]:
         epoch = self.epoch()
-        order = generator(self.seed, epoch, "order").permutation(self.rows)
-        mine = order[self.rank : self.rows // self.world * self.world : self.world]
+        draw = generator(self.seed, epoch, "order")
+        order = draw.permutation(self.rows) if self.chances is None else draw.choice(self.rows, self.rows, p=self.chances)
+        draws = order if self.chances is None else np.arange(self.rows)
+        mine = slice(self.rank, self.rows // self.world * self.world, self.world)
         for batch in range(len(self)):
-            yield Request(epoch, mine[batch * self.batch_size : (batch + 1) * self.batch_size])
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield Request(epoch, order[mine][part], draws[mine][part])
 
 
 class EvalOrder(Sampler[Request]):
@@ -166,7 +197,7 @@ class EvalOrder(Sampler[Request]):
             yield Request(0, self.mine[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
-def song_list(files: Sequence[Path | None], lengths: Sequence[int], labels: Sequence[int]) -> list[Song]:
+def song_list(files: Sequence[Path | None], lengths: Sequence[int], labels: Sequence[Any]) -> list[Song]:
     """Pair PCM files with lengths and labels; tracks without a file (bad ones, skipped) are left out but keep their index."""
     rows = zip(files, lengths, labels, strict=True)
     return [Song(str(file), length, label, i) for i, (file, length, label) in enumerate(rows) if file is not None]

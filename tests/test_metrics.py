@@ -1,97 +1,203 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn.metrics
+import sklearn.metrics as sk
 import torch
 
-from musicnet_eval.metrics import SONG_METRICS, SongVotes, segment_metrics, song_metrics
+from musicnet_eval.errors import ConfigError
+from musicnet_eval.metrics import METRICS, ONE_LABEL, VOTES, SegmentScores, SongVotes, compute, names
+
+Truth = Callable[[np.ndarray, np.ndarray], float]
 
 
-def sample(songs: int = 40, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(songs: int = 40, classes: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (songs,), generator=draw)
     scores = torch.randn(songs, classes, generator=draw) + 1.5 * torch.nn.functional.one_hot(labels, classes)
     return scores.softmax(dim=1), labels
 
 
-def by_hand_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def several(songs: int = 40, classes: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(songs, classes, generator=draw) < 0.4).float()
+    scores = torch.randn(songs, classes, generator=draw) + 2 * labels - 1
+    return scores.sigmoid(), labels
+
+
+def calibration_by_hand(claimed: np.ndarray, holds: np.ndarray) -> float:
     """Compute the expected calibration error with a plain loop over 15 bins (0, 1/15], …"""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     total = 0.0
     for b in range(15):
-        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        inside = (claimed > b / 15) & (claimed <= (b + 1) / 15)
         if inside.any():
-            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+            total += inside.mean() * abs(holds[inside].mean() - claimed[inside].mean())
     return total
 
 
-def truth(name: str, probabilities: np.ndarray, labels: np.ndarray) -> float:
-    predicted = probabilities.argmax(axis=1)
-    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)  # from float32's rounding, which sklearn minds
-    with np.errstate(all="ignore"):
-        return {
-            "accuracy": lambda: sklearn.metrics.accuracy_score(labels, predicted),
-            "balanced_accuracy": lambda: sklearn.metrics.recall_score(
-                labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
-            ),
-            "f1_macro": lambda: sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0),
-            "log_loss": lambda: sklearn.metrics.log_loss(labels, probabilities, labels=range(probabilities.shape[1])),
-            "ece": lambda: by_hand_ece(probabilities, labels),
-        }[name]()
+def adaptive_by_hand(claimed: np.ndarray, holds: np.ndarray) -> float:
+    order = np.argsort(claimed, kind="stable")
+    parts = np.array_split(order, min(15, len(order)))
+    return sum(len(part) / len(order) * abs(holds[part].mean() - claimed[part].mean()) for part in parts)
 
 
-@pytest.mark.parametrize("name", SONG_METRICS)
-@pytest.mark.parametrize("case", ["random", "other seed", "missing class", "one song"])
-def test_song_metrics_equal_scikit_learn(name: str, case: str) -> None:
-    probabilities, labels = sample(seed=1 if case == "other seed" else 0)
+def by_class(p: np.ndarray, truth: np.ndarray, metric: Truth) -> float:
+    """Average a one-against-the-rest metric over the classes for which it exists."""
+    found = [metric(truth[:, c], p[:, c]) for c in range(p.shape[1]) if 0 < truth[:, c].sum() < len(p)]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def top3(p: np.ndarray, y: np.ndarray) -> float:
+    return float(np.mean([y[i] in np.argsort(-p[i], kind="stable")[:3] for i in range(len(y))]))
+
+
+ONE: dict[str, Truth] = {
+    "accuracy": lambda p, y: sk.accuracy_score(y, p.argmax(1)),
+    "balanced_accuracy": lambda p, y: sk.recall_score(y, p.argmax(1), labels=np.unique(y), average="macro", zero_division=0),
+    "top3_accuracy": top3,
+    "mcc": lambda p, y: sk.matthews_corrcoef(y, p.argmax(1)),
+    "kappa": lambda p, y: sk.cohen_kappa_score(y, p.argmax(1)),
+    "roc_auc_macro": lambda p, y: by_class(p, np.eye(5)[y], sk.roc_auc_score),
+    "pr_auc_macro": lambda p, y: by_class(p, np.eye(5)[y], sk.average_precision_score),
+    "log_loss": lambda p, y: sk.log_loss(y, p / p.sum(1, keepdims=True), labels=range(5)),
+    "brier": lambda p, y: float(np.mean([sum((p[i] - np.eye(5)[y[i]]) ** 2) for i in range(len(y))])),
+    "ece": lambda p, y: calibration_by_hand(p.max(1), p.argmax(1) == y),
+    "ece_adaptive": lambda p, y: adaptive_by_hand(p.max(1), p.argmax(1) == y),
+}
+for kind in ("precision", "recall", "f1"):
+    for average in ("macro", "weighted"):
+        score = getattr(sk, f"{kind}_score")
+        ONE[f"{kind}_{average}"] = lambda p, y, s=score, a=average: s(y, p.argmax(1), average=a, zero_division=0)
+
+MANY: dict[str, Truth] = {
+    "accuracy": lambda p, y: sk.accuracy_score(y, p >= 0.5),
+    "roc_auc_macro": lambda p, y: by_class(p, y, sk.roc_auc_score),
+    "pr_auc_macro": lambda p, y: by_class(p, y, sk.average_precision_score),
+    "log_loss": lambda p, y: float(np.mean([sk.log_loss(y[:, c], p[:, c], labels=[0, 1]) for c in range(5)])),
+    "brier": lambda p, y: float(np.mean((p - y) ** 2)),
+    "ece": lambda p, y: calibration_by_hand(p.ravel(), y.ravel()),
+    "ece_adaptive": lambda p, y: adaptive_by_hand(p.ravel(), y.ravel()),
+}
+for kind in ("precision", "recall", "f1"):
+    for average in ("macro", "weighted"):
+        score = getattr(sk, f"{kind}_score")
+        # Macro: over the classes that are present or said, as scikit-learn does by itself for songs of one label.
+        MANY[f"{kind}_{average}"] = lambda p, y, s=score, a=average: s(
+            y, p >= 0.5, average=a, labels=np.flatnonzero(((p >= 0.5) | (y > 0)).any(0)), zero_division=0
+        )
+
+
+def test_every_metric_has_an_independent_truth() -> None:
+    assert set(ONE) == set(METRICS) == set(names(multilabel=False))
+    assert set(MANY) == set(METRICS) - set(ONE_LABEL) == set(names(multilabel=True))
+
+
+@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("case", ["random", "other seed", "missing class", "one song", "all alike"])
+@pytest.mark.filterwarnings("ignore:.*")  # scikit-learn's own about degenerate cases
+def test_one_label_equals_scikit_learn(name: str, case: str) -> None:
+    chances, labels = sample(seed=1 if case == "other seed" else 0)
     if case == "missing class":
-        probabilities, labels = probabilities[labels != 2], labels[labels != 2]
+        chances, labels = chances[labels != 2], labels[labels != 2]
     if case == "one song":
-        probabilities, labels = probabilities[:1], labels[:1]
-    got = SONG_METRICS[name](probabilities, labels).item()
-    assert got == pytest.approx(truth(name, probabilities.double().numpy(), labels.numpy()), abs=1e-5)
+        chances, labels = chances[:1], labels[:1]
+    if case == "all alike":
+        chances = torch.full_like(chances, 0.2)
+    got = compute("x", chances, labels)[f"x/{name}"].item()
+    with np.errstate(all="ignore"):
+        assert got == pytest.approx(ONE[name](chances.double().numpy(), labels.numpy()), abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("case", ["random", "other seed", "missing class", "two songs"])
+@pytest.mark.filterwarnings("ignore:.*")
+def test_several_labels_equal_scikit_learn(name: str, case: str) -> None:
+    chances, labels = several(seed=1 if case == "other seed" else 0)
+    if case == "missing class":
+        labels[:, 2] = 0
+    if case == "two songs":
+        chances, labels = chances[:2], labels[:2]
+    got = compute("x", chances, labels)[f"x/{name}"].item()
+    assert got == pytest.approx(MANY[name](chances.double().numpy(), labels.numpy()), abs=1e-5, nan_ok=True)
 
 
 def test_a_sure_mistake_has_a_finite_log_loss() -> None:
-    assert SONG_METRICS["log_loss"](torch.tensor([[1.0, 0.0]]), torch.tensor([1])).isfinite()
+    assert compute("x", torch.tensor([[1.0, 0.0]]), torch.tensor([1]))["x/log_loss"].isfinite()
 
 
-def test_keys() -> None:
-    assert set(song_metrics("val", *sample())) == {f"val/song/{name}" for name in SONG_METRICS}
+# --- votes ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 200])
-def test_votes_equal_a_group_by_however_batches_fall(size: int) -> None:
-    probabilities, _ = sample(200)
+def _normalised(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.div(frame.sum(axis=1), axis=0)
+
+
+def voted(scores: torch.Tensor, song: torch.Tensor, vote: str, *, many: bool) -> pd.DataFrame:
+    """Let segments vote with a group-by."""
+    chances = pd.DataFrame((scores.sigmoid() if many else scores.softmax(1)).numpy()).groupby(song.numpy())
+    if vote == "mean_probability":
+        return chances.mean()
+    if vote == "mean_logit":
+        mean = torch.tensor(pd.DataFrame(scores.numpy()).groupby(song.numpy()).mean().to_numpy())
+        return pd.DataFrame((mean.sigmoid() if many else mean.softmax(1)).numpy(), index=chances.mean().index)
+    if vote == "max":
+        return chances.max() if many else _normalised(chances.max())
+    said = (scores >= 0).float() if many else torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1])
+    return pd.DataFrame(said.numpy()).groupby(song.numpy()).mean()
+
+
+@pytest.mark.parametrize("vote", VOTES)
+@pytest.mark.parametrize("many", [False, True], ids=["one label", "several"])
+@pytest.mark.parametrize("size", [1, 7, 200])
+def test_votes_equal_a_group_by_however_batches_fall(vote: str, many: bool, size: int) -> None:
+    scores = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
     song = torch.randint(30, (200,), generator=torch.Generator().manual_seed(2)) * 2  # even songs only
-    votes = SongVotes(num_songs=64, num_classes=4)
+    label = torch.stack([song % 2, song % 3 > 0, song % 5 > 2, song % 7 > 3], dim=1).float() if many else song % 4
+    votes = SongVotes(num_songs=64, num_classes=4, vote=vote, multilabel=many)
     for i in range(0, 200, size):
-        votes.update(probabilities[i : i + size], song[i : i + size], song[i : i + size] % 4)
-    songs, means, labels = votes.gather()
-    frame = pd.DataFrame(probabilities.numpy()).groupby(song.numpy()).mean()
+        votes.update(scores[i : i + size], song[i : i + size], label[i : i + size])
+    songs, chances, labels = votes.gather()
+    frame = voted(scores, song, vote, many=many)
     assert songs.tolist() == frame.index.tolist()
-    np.testing.assert_allclose(means.numpy(), frame.to_numpy(), rtol=1e-6)
-    assert labels.tolist() == [s % 4 for s in songs.tolist()]
+    np.testing.assert_allclose(chances.numpy(), frame.to_numpy(), rtol=1e-5)
+    first = [song.tolist().index(s) for s in songs.tolist()]
+    assert labels.tolist() == label[first].long().tolist()
 
 
-def test_votes_of_one_song_keep_their_shape() -> None:
-    votes = SongVotes(num_songs=5, num_classes=4)
-    votes.update(torch.full((2, 4), 0.25), torch.tensor([3, 3]), torch.tensor([1, 1]))
+def test_a_tied_vote_goes_to_the_class_that_comes_first() -> None:
+    votes = SongVotes(num_songs=1, num_classes=3, vote="majority")
+    votes.update(torch.tensor([[0.0, 0.0, 9.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 0]), torch.tensor([2, 2]))
+    _, chances, labels = votes.gather()
+    assert chances.tolist() == [[0.0, 0.5, 0.5]]
+    assert compute("x", chances, labels)["x/accuracy"].item() == 0
+
+
+def test_an_unknown_vote_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.vote='mean' is not a way to vote.*mean_"):
+        SongVotes(2, 2, "mean")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_votes_of_one_song_keep_their_shape(many: bool) -> None:
+    votes = SongVotes(num_songs=5, num_classes=4, multilabel=many)
+    label = torch.ones(2, 4) if many else torch.tensor([1, 1])
+    votes.update(torch.zeros(2, 4), torch.tensor([3, 3]), label)
     songs, means, labels = votes.gather()
-    assert (songs.shape, means.shape, labels.shape) == ((1,), (1, 4), (1,))
+    assert (songs.shape, means.shape, labels.shape) == ((1,), (1, 4), (1, 4) if many else (1,))
 
 
-def test_segment_metrics_equal_scikit_learn() -> None:
-    probabilities, labels = sample(100)
-    metrics = segment_metrics("test", 4)
-    for i in range(0, 100, 9):
-        metrics.update(probabilities[i : i + 9], labels[i : i + 9])
-    predicted = probabilities.argmax(dim=1)
-    assert {key: value.item() for key, value in metrics.compute().items()} == pytest.approx(
-        {
-            "test/segment/accuracy": sklearn.metrics.accuracy_score(labels, predicted),
-            "test/segment/f1_macro": sklearn.metrics.f1_score(labels, predicted, average="macro"),
-        }
-    )
+@pytest.mark.parametrize("batch", [1, 9, 100])
+def test_segments_are_all_kept_once(batch: int) -> None:
+    scores, labels = torch.randn(100, 4), torch.randint(4, (100,))
+    kept = SegmentScores()
+    for i in range(0, 100, batch):
+        kept.update(scores[i : i + batch], labels[i : i + batch])
+    chances, found = kept.gather()
+    torch.testing.assert_close(chances, scores.softmax(1))
+    assert found.tolist() == labels.tolist()
+    kept.update(scores[:1], labels[:1])  # a single segment keeps its shape, and the others are gone
+    chances, found = kept.gather()
+    assert (chances.shape, found.shape) == ((1, 4), (1,))

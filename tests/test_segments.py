@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musicnet_eval.errors import DataError
-from musicnet_eval.segments import EvalOrder, Request, Segments, Song, TrainOrder, check_lengths, grid
+from musicnet_eval.segments import EvalOrder, Request, Segments, Song, TrainOrder, balanced_chances, check_lengths, grid
 
 
 @pytest.fixture
@@ -42,15 +42,16 @@ def test_grid_reading_equals_slicing(songs: list[Song]) -> None:
 
 def test_random_positions_stay_inside_move_and_repeat(songs: list[Song]) -> None:
     data = Segments(songs, segment=40, hop=None, seed=5)
-    drawn = np.stack([data.starts(epoch) for epoch in range(400)])
+    rows = np.arange(len(data))
+    drawn = np.stack([data.starts(Request(epoch, rows)) for epoch in range(400)])
     for column, song in zip(drawn.T, songs, strict=True):
         last = max(0, song.length - 40)
         assert column.min() == 0
         assert column.max() == last  # every position is reached, the last included
         if last:
             assert abs(column.mean() - last / 2) < 4 * last / np.sqrt(12 * 400)
-    np.testing.assert_array_equal(Segments(songs, 40, None, seed=5).starts(7), data.starts(7))
-    assert (Segments(songs, 40, None, seed=6).starts(7) != data.starts(7)).any()
+    np.testing.assert_array_equal(Segments(songs, 40, None, seed=5).starts(Request(7, rows)), drawn[7])
+    assert (Segments(songs, 40, None, seed=6).starts(Request(7, rows)) != drawn[7]).any()
 
 
 @pytest.mark.parametrize(("rows", "size", "world"), [(10, 4, 1), (9, 4, 1), (10, 3, 2), (11, 4, 2)])
@@ -88,3 +89,26 @@ def test_short_songs_are_refused_or_padded(songs: list[Song]) -> None:
     with pytest.raises(DataError, match=r"longer than 1 of 4 tracks \(shortest: 2.0 s, 'c'\).*data.pad_short=true"):
         check_lengths(songs, names, segment=40, sample_rate=10, pad_short=False)
     check_lengths(songs, names, segment=40, sample_rate=10, pad_short=True)
+
+
+def test_balanced_draws_make_classes_equal() -> None:
+    labels = np.repeat([0, 1, 2], [70, 25, 5])
+    order = TrainOrder(100, 10, seed=0, epoch=lambda: 3, chances=balanced_chances(labels, 3))
+    epochs = [np.concatenate([r.rows for r in TrainOrder(100, 10, 0, lambda e=e: e, chances=order.chances)]) for e in range(300)]
+    share = np.bincount(labels[np.concatenate(epochs)], minlength=3) / 30_000
+    np.testing.assert_allclose(share, 1 / 3, atol=0.01)
+    again = [request.rows.tolist() for request in order]
+    assert again == [request.rows.tolist() for request in order]  # the same draws, asked for again
+
+
+def test_balanced_chances_of_several_labels() -> None:
+    labels = np.array([[1, 0], [1, 0], [1, 1], [0, 1]])
+    want = np.array([1 / 3, 1 / 3, (1 / 3 + 1 / 2) / 2, 1 / 2])
+    np.testing.assert_allclose(balanced_chances(labels, 2), want / want.sum())
+
+
+def test_a_track_drawn_twice_gives_two_segments(songs: list[Song]) -> None:
+    data = Segments(songs, 40, None, seed=5)
+    long = int(np.argmax(data.slack))
+    starts = data.starts(Request(0, np.full(3, long), np.arange(3) % len(data)))
+    assert len(set(starts.tolist())) > 1
