@@ -146,7 +146,7 @@ class Pictures(Callback):
         entries = []
         for number, (name, song, image) in enumerate(data.examples(pl_module.device)):
             file = f"spectrogram-{number}.png"
-            _draw(image[0].cpu().numpy(), folder / file, self.height)
+            draw(image[0].cpu().numpy(), folder / file, self.height)
             seconds = data.segment / data.sample_rate
             caption = f"{image.shape[1]} bins from low (bottom) to high, {seconds:g} s from left to right"
             entries.append({"class": name, "song": song, "file": file, "caption": caption})
@@ -158,7 +158,7 @@ class Pictures(Callback):
 _PALETTE = np.array([[8, 6, 30], [72, 18, 107], [170, 44, 98], [238, 117, 63], [252, 246, 190]], dtype=float)
 
 
-def _draw(image: np.ndarray[Any, np.dtype[np.float32]], path: Path, height: int) -> None:
+def draw(image: np.ndarray[Any, np.dtype[np.float32]], path: Path, height: int) -> None:
     """Save one image `[F, N]` as a PNG, low bins at the bottom, stretched from its lowest to its highest value."""
     from PIL import Image
 

@@ -207,13 +207,17 @@ class MusicDataModule(lightning.LightningDataModule):
 
     def examples(self, device: torch.device) -> list[tuple[str, str, Tensor]]:
         """Give one training example a class: class name, track id, and the image `[K, F, N]` of the middle of the song."""
-        first = {name: song for song in reversed(self._songs["train"]) for name in self.tracks[song.index].labels}
-        audio = np.zeros((len(first), self.segment), dtype=np.int16)
-        for row, name in zip(audio, sorted(first), strict=True):
-            read_pcm(first[name].pcm, max(0, (first[name].length - self.segment) // 2), row)
-        images = self.image(torch.from_numpy(audio).to(device).float() / PCM_SCALE)
-        rows = zip(sorted(first), images, strict=True)
-        return [(name, self.tracks[first[name].index].id, image) for name, image in rows]
+        first = {name: song.index for song in reversed(self._songs["train"]) for name in self.tracks[song.index].labels}
+        images = self.middles([first[name] for name in sorted(first)], device)
+        return [(name, self.tracks[first[name]].id, image) for name, image in zip(sorted(first), images, strict=True)]
+
+    def middles(self, tracks: Sequence[int], device: torch.device) -> Tensor:
+        """Give the image of the middle of each track, `[S, K, F, N]`, by its place in the data set's list."""
+        songs = {song.index: song for split in SPLITS for song in self._songs[split]}
+        audio = np.zeros((len(tracks), self.segment), dtype=np.int16)
+        for row, place in zip(audio, tracks, strict=True):
+            read_pcm(songs[place].pcm, max(0, (songs[place].length - self.segment) // 2), row)
+        return self.image(torch.from_numpy(audio).to(device).float() / PCM_SCALE)
 
 
 class _WholeBatches(torch.utils.data.Dataset[Batch]):

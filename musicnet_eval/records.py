@@ -28,6 +28,7 @@ from musicnet_eval.errors import RecordError
 SCHEMA = 1
 RESULT, FAILED, STATUS, CONFIG = "result.json", "failed.json", "status.json", "config.yaml"
 PREDICTIONS, METRICS = "predictions.csv", "metrics.csv"
+PLANTED, SUSPECTS = "planted.csv", "suspect_labels.csv"
 
 # Keys that cannot change a run's numbers. A key that is not listed here does, until shown otherwise.
 NOT_IN_SIGNATURE = (
@@ -48,15 +49,20 @@ NOT_IN_SIGNATURE = (
     "data.allow_group_overlap",  # what it lets pass is in the index fingerprint
     "data.cache_dir",
     "data.num_workers",
+    "data.plant",  # what it changes is in the fingerprint of the split index
     "datamodule.cache_dir",
     "datamodule.num_workers",
 )
-NOT_IN_CONFIGURATION = (*NOT_IN_SIGNATURE, "seed", "datamodule.seed", "data.fold")
+NOT_IN_CONFIGURATION = (
+    *(key for key in NOT_IN_SIGNATURE if key != "data.plant"),
+    *("seed", "datamodule.seed", "data.fold", "data.plant.seed"),
+)
 # Callbacks that only look at a run; any other callback may change it and counts.
 LOOKING_CALLBACKS = (
     "musicnet_eval.callbacks.MetricsTable",
     "musicnet_eval.callbacks.Pictures",
     "musicnet_eval.callbacks.Throughput",
+    "musicnet_eval.label_trust.LabelTrust",
     "lightning.pytorch.callbacks.LearningRateMonitor",
 )
 
@@ -80,7 +86,9 @@ def signature(config: Mapping[str, Any], index: str, weights: Mapping[str, str] 
 
 def configuration(config: Mapping[str, Any], index: str, weights: Mapping[str, str] | None = None) -> str:
     """Name what seeds and folds repeat: the signature without seed and fold. `index` is that of the tracks before splitting."""
-    return _digest(_without(config, NOT_IN_CONFIGURATION), index, weights)
+    plant = config.get("data", {}).get("plant") or {}
+    nothing = () if plant.get("wrong_labels") or plant.get("imbalance") else ("data.plant",)
+    return _digest(_without(config, (*NOT_IN_CONFIGURATION, *nothing)), index, weights)
 
 
 def _digest(config: Mapping[str, Any], index: str, weights: Mapping[str, str] | None) -> str:

@@ -63,7 +63,7 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
     if fresh or before.get("signature") != signature or (folder / records.RESULT).exists():
         (folder / records.METRICS).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for name in (records.RESULT, records.PREDICTIONS):
+    for name in (records.RESULT, records.PREDICTIONS, records.PLANTED, records.SUSPECTS):
         (folder / name).unlink(missing_ok=True)
     with records.replacing(folder / records.CONFIG) as temporary:
         temporary.write_text(config_yaml, encoding="utf8")

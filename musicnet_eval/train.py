@@ -12,7 +12,9 @@ import sys
 import time
 import traceback
 import zipfile
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -24,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import configs, environment, records, runs
 from musicnet_eval.contracts import RunRecord, Track
-from musicnet_eval.datasets import assign_splits, fingerprint, overlapping_groups, split_settings
+from musicnet_eval.datasets import assign_splits, fingerprint, overlapping_groups, planted, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, nearest
 from musicnet_eval.weights import weight_hashes
 
@@ -44,6 +46,7 @@ class Plan:
     folder: Path
     choices: dict[str, Any]
     overrides: list[str]
+    faults: Sequence[planted.Fault] = ()
 
     @property
     def title(self) -> str:
@@ -65,8 +68,8 @@ def plan(config: DictConfig) -> Plan:
         raise DataError(f"data.index={plain['data']['index'].get('_target_')} must return a list of Track.")
     settings = split_settings(plain["data"], tracks)
     plain["data"]["protocol"] = settings["protocol"]
-    split = assign_splits(tracks, **settings)
-    return _named(config, plain, split, fingerprint(split), fingerprint(tracks))
+    split, faults = planted.plant(assign_splits(tracks, **settings), **plain["data"]["plant"])
+    return replace(_named(config, plain, split, fingerprint(split), fingerprint(tracks)), faults=faults)
 
 
 def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split_index: str, index: str) -> Plan:
@@ -173,6 +176,7 @@ def fit(planned: Plan) -> RunRecord:
             "tracks": data.count_tracks(),
             "bad_tracks": data.bad_tracks,
             "leaky": bool(overlapping_groups(planned.tracks)),
+            "planted": dict(Counter(fault.fault for fault in planned.faults)),
         },
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
@@ -283,6 +287,8 @@ def _live(planned: Plan) -> float | None:
     print(f"run: {planned.title} → {planned.folder}", flush=True)
     text = OmegaConf.to_yaml(OmegaConf.create(planned.written))
     runs.begin(planned.folder, planned.signature, text, fresh=planned.config["run"]["force"])
+    if planned.faults:
+        records.write_text(planned.folder / records.PLANTED, planted.to_csv(planned.faults))
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         record = fit(planned)

@@ -3,7 +3,8 @@
 An index function returns `list[Track]`: `folder`, `csv`, `jsonl` and `parquet` (`manifests.py`) serve any data set of the user's
 own; the field's data sets are in `genre.py`, `emotion.py` and `rhythm.py`, any of mirdata's by `bridge.py`. They list what the
 data set is, not what happens to lie on this disk: a file that its metadata name and that is missing is a track, which decoding
-then names. A protocol (`protocols.py`) says which track trains, validates and tests. `faults.py` holds published facts.
+then names. A protocol (`protocols.py`) says which track trains, validates and tests. `faults.py` holds published facts;
+`planted.py` puts faults into training data on purpose.
 """
 
 from __future__ import annotations
