@@ -39,8 +39,8 @@ class MusicClassifier(lightning.LightningModule):
         backbone_options: Its options.
         loss: `loss(scores, label)`, or a partial that gets `num_classes` and `class_counts` as its signature accepts.
         optimizer: Partial that gets `params`, in groups by rate and weight decay.
-        scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate. It steps with the
-            optimizer, or, if it is a `ReduceLROnPlateau` with an attribute `monitor`, once an epoch on that metric.
+        scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate. It steps with
+            the optimizer, or, if it is a `ReduceLROnPlateau` with an attribute `monitor`, once an epoch on that metric.
         finetune: What of the network learns when, and at which share of the rate; None trains all of it alike.
         vote: How a song's segments make its probabilities (`metrics.VOTES`).
         channels_last: Lay the network's weights out channels last: faster on CPUs and on GPUs with mixed precision.
@@ -81,7 +81,7 @@ class MusicClassifier(lightning.LightningModule):
         self.compiles = compile
         self.weight_decay_exclude_1d = weight_decay_exclude_1d
         self.running = nn.ModuleDict({name: mean_metric() for name in ("accuracy", "log_loss")})
-        self.losses = nn.ModuleDict({split: mean_metric() for split in ("train", *EVAL_SPLITS)})
+        self.losses = nn.ModuleDict({f"{split}_loss": mean_metric() for split in ("train", *EVAL_SPLITS)})
         self.segments = nn.ModuleDict({split: SegmentScores(multilabel=facts.multilabel) for split in EVAL_SPLITS})
         self.votes = nn.ModuleDict(
             {split: SongVotes(num_songs, classes, vote, multilabel=facts.multilabel) for split in EVAL_SPLITS}
@@ -125,12 +125,12 @@ class MusicClassifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         found = {f"train/segment/{name}": _take(metric) for name, metric in self.running.items()}
-        found["train/segment/loss"] = _take(self.losses["train"])
+        found["train/segment/loss"] = _take(self.losses["train_loss"])
         self.log_dict(found)
         self.last_training = {name: float(value) for name, value in found.items()}
         group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
         self.log("lr", group["lr"] / group["lr_scale"])
-        # Here, and not where Lightning would: it steps these after the last checkpoint of the epoch, and a resumed run would differ.
+        # Lightning would step these after the epoch's last checkpoint, and a resumed run would go on with another rate.
         for scheduler in self._by_epoch():
             scheduler.step(float(self.trainer.callback_metrics[scheduler.monitor]))
 
@@ -167,11 +167,11 @@ class MusicClassifier(lightning.LightningModule):
         self.last_votes[split] = votes
         self.log_dict(compute(f"{split}/segment", *cast(SegmentScores, self.segments[split]).gather()))
         self.log_dict(compute(f"{split}/song", votes.probabilities, votes.labels))
-        self.log(f"{split}/segment/loss", _take(self.losses[split]))
+        self.log(f"{split}/segment/loss", _take(self.losses[f"{split}_loss"]))
 
     def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
         loss: Tensor = self.loss(scores, label)
-        cast(MeanMetric, self.losses[split]).update(loss.detach(), len(label))
+        cast(MeanMetric, self.losses[f"{split}_loss"]).update(loss.detach(), len(label))
         return loss
 
     # --- optimization ---
@@ -212,6 +212,13 @@ class MusicClassifier(lightning.LightningModule):
         return counts
 
 
+def _take(mean: nn.Module) -> Tensor:
+    """Give a running mean and start it anew."""
+    value: Tensor = cast(MeanMetric, mean).compute()
+    cast(MeanMetric, mean).reset()
+    return value
+
+
 def _compile(network: nn.Module) -> None:
     """Compile a network's forward in place, where there is a compiler for what torch writes."""
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
@@ -220,7 +227,7 @@ def _compile(network: nn.Module) -> None:
             f"model.compile=true needs a C++ compiler, and '{compiler}' is not on the PATH. Install it, name another in the "
             "environment variable CXX, or use model.compile=false."
         )
-    network.compile()  # type: ignore[no-untyped-call]
+    network.compile()
 
 
 def finish(part: Any, **facts: Any) -> Any:
