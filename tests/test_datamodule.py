@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from musicnet_eval.contracts import Track
 from musicnet_eval.datamodule import MusicDataModule
 from musicnet_eval.datasets import assign_splits, folder
-from musicnet_eval.errors import ConfigError, DataError
+from musicnet_eval.errors import ConfigError
 from musicnet_eval.spectrograms import LogMel
 
 
@@ -124,12 +125,18 @@ def test_bad_files_are_left_out_and_recorded(tones: Path, tmp_path: Path) -> Non
     assert data.facts.class_counts == (2, 2, 2)
 
 
-def test_several_labels_are_refused_for_now(tones: Path, tmp_path: Path) -> None:
+def test_several_labels_become_rows_of_ones(tones: Path, tmp_path: Path) -> None:
     tracks = assign_splits(folder(tones), "group_kfold", folds=3)
-    tracks[0] = Track(tracks[0].id, tracks[0].path, ("low", "high"), tracks[0].group, tracks[0].split)
-    data = MusicDataModule(tracks, LogMel(8000, 256, 128, 16), sample_rate=8000, cache_dir=tmp_path)
-    with pytest.raises(DataError, match="carries 2 labels"):
-        data.setup()
+    first = next(i for i, track in enumerate(tracks) if track.split == "train" and track.labels == ("high",))
+    tracks[first] = dataclasses.replace(tracks[first], labels=("middle", "high"))
+    data = MusicDataModule(tracks, LogMel(8000, 256, 128, 16), sample_rate=8000, segment_seconds=0.5, cache_dir=tmp_path)
+    data.setup()
+    assert data.facts.multilabel
+    assert data.facts.class_counts == (2, 2, 3)
+    for batch in data.train_dataloader():
+        for label, song in zip(batch["label"], batch["song"].tolist(), strict=True):
+            assert label.dtype == torch.float32
+            assert {data.classes[i] for i in label.nonzero().flatten().tolist()} == set(tracks[song].labels)
 
 
 @pytest.mark.parametrize(
