@@ -123,18 +123,18 @@ def layer_of(network: nn.Module, *, coarse: bool) -> dict[str, int]:
     return layers | dict.fromkeys(head, len(body))
 
 
-def _children(body: list[tuple[str, int]], prefix: str = "") -> list[list[str]]:
-    """Cut named parameters by the child that owns them; a child with more than half of them is cut in its turn."""
+def _children(body: list[tuple[str, int]], prefix: str = "", whole: int = 0) -> list[list[str]]:
+    """Cut named parameters by the child that owns them; a child with more than half of the body is cut in its turn."""
     parts: dict[str, list[tuple[str, int]]] = {}
     for name, count in body:
         parts.setdefault(name.removeprefix(prefix).partition(".")[0], []).append((name, count))
-    whole = sum(count for _, count in body)
+    whole = whole or sum(count for _, count in body)
     cut: list[list[str]] = []
     for child, owned in parts.items():
         inner = f"{prefix}{child}."
         leaf = all("." not in name.removeprefix(inner) for name, _ in owned)
         large = 2 * sum(count for _, count in owned) > whole
-        cut += _children(owned, inner) if large and not leaf else [[name for name, _ in owned]]
+        cut += _children(owned, inner, whole) if large and not leaf else [[name for name, _ in owned]]
     return cut
 
 
