@@ -24,9 +24,21 @@ from musicnet_eval import backbones
 from musicnet_eval.contracts import Batch, DataFacts
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.finetune import Finetune, freeze, scale_rates
-from musicnet_eval.metrics import SegmentScores, SongVotes, Votes, compute, mean_metric, right, running_log_loss
+from musicnet_eval.metrics import (
+    Heard,
+    SegmentScores,
+    SongVotes,
+    Votes,
+    compute,
+    fit_temperature,
+    mean_metric,
+    probabilities,
+    right,
+    running_log_loss,
+)
 
 EVAL_SPLITS = ("val", "test")
+CALIBRATIONS = ("none", "temperature")
 
 
 class MusicClassifier(lightning.LightningModule):
@@ -41,6 +53,7 @@ class MusicClassifier(lightning.LightningModule):
         optimizer: Partial that gets `params`, in groups by rate and weight decay.
         scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate. It steps with
             the optimizer, or, if it is a `ReduceLROnPlateau` with an attribute `monitor`, once an epoch on that metric.
+        calibration: `temperature` divides the finished network's scores by one number, fitted on validation; `none` does not.
         finetune: What of the network learns when, and at which share of the rate; None trains all of it alike.
         vote: How a song's segments make its probabilities (`metrics.VOTES`).
         channels_last: Lay the network's weights out channels last: faster on CPUs and on GPUs with mixed precision.
@@ -61,6 +74,7 @@ class MusicClassifier(lightning.LightningModule):
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
         vote: str = "mean_probability",
+        calibration: str = "none",
         finetune: Finetune | None = None,
         channels_last: bool = True,
         compile: bool = False,  # noqa: A002 (the config key, as torch names it)
@@ -82,10 +96,14 @@ class MusicClassifier(lightning.LightningModule):
         self.weight_decay_exclude_1d = weight_decay_exclude_1d
         self.running = nn.ModuleDict({name: mean_metric() for name in ("accuracy", "log_loss")})
         self.losses = nn.ModuleDict({f"{split}_loss": mean_metric() for split in ("train", *EVAL_SPLITS)})
-        self.segments = nn.ModuleDict({split: SegmentScores(multilabel=facts.multilabel) for split in EVAL_SPLITS})
+        self.segments = nn.ModuleDict({split: SegmentScores() for split in EVAL_SPLITS})
         self.votes = nn.ModuleDict(
             {split: SongVotes(num_songs, classes, vote, multilabel=facts.multilabel) for split in EVAL_SPLITS}
         )
+        if calibration not in CALIBRATIONS:
+            raise ConfigError(f"model.calibration={calibration!r} must be one of {', '.join(CALIBRATIONS)}.")
+        self.vote, self.calibration, self.temperature = vote, calibration, 1.0
+        self.last_heard: dict[str, Heard] = {}
         self.last_votes: dict[str, Votes] = {}
         self.last_training: dict[str, float] = {}  # the last epoch's training metrics, kept over a resume
 
@@ -102,6 +120,7 @@ class MusicClassifier(lightning.LightningModule):
                 "between processes. Use trainer.devices=1, finetune=full or finetune=head."
             )
         freeze(self.backbone, self.learnable, self.finetune.frozen(self.backbone, 0))
+        self.backbone.train()  # norms fall silent when the epoch starts; Lightning would warn of them here
         if self.compiles:
             _compile(self.backbone)
 
@@ -128,11 +147,21 @@ class MusicClassifier(lightning.LightningModule):
         found["train/segment/loss"] = _take(self.losses["train_loss"])
         self.log_dict(found)
         self.last_training = {name: float(value) for name, value in found.items()}
+        self._log_gap()
         group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
         self.log("lr", group["lr"] / group["lr_scale"])
         # Lightning would step these after the epoch's last checkpoint, and a resumed run would go on with another rate.
         for scheduler in self._by_epoch():
             scheduler.step(float(self.trainer.callback_metrics[scheduler.monitor]))
+
+    def _log_gap(self) -> None:
+        """Log how much better training segments do than those of validation: over-fitting, epoch by epoch."""
+        heard = self.trainer.callback_metrics
+        for name, sign in (("accuracy", 1), ("log_loss", -1)):
+            if f"val/segment/{name}" in heard:
+                self.log(
+                    f"gap/segment/{name}", sign * (self.last_training[f"train/segment/{name}"] - heard[f"val/segment/{name}"])
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["last_training"] = self.last_training
@@ -159,13 +188,16 @@ class MusicClassifier(lightning.LightningModule):
     def _eval_step(self, batch: Batch, split: str) -> None:
         scores = self(batch["image"])
         self._loss(scores, batch["label"], split)
-        cast(SegmentScores, self.segments[split]).update(scores, batch["label"])
+        scores = scores / self.temperature
+        cast(SegmentScores, self.segments[split]).update(scores, batch["song"], batch["label"])
         cast(SongVotes, self.votes[split]).update(scores, batch["song"], batch["label"])
 
     def _eval_end(self, split: str) -> None:
         votes = cast(SongVotes, self.votes[split]).gather()
-        self.last_votes[split] = votes
-        self.log_dict(compute(f"{split}/segment", *cast(SegmentScores, self.segments[split]).gather()))
+        heard = cast(SegmentScores, self.segments[split]).gather()
+        self.last_votes[split], self.last_heard[split] = votes, heard
+        chances = probabilities(heard.scores, multilabel=self.facts.multilabel)
+        self.log_dict(compute(f"{split}/segment", chances, heard.labels))
         self.log_dict(compute(f"{split}/song", votes.probabilities, votes.labels))
         self.log(f"{split}/segment/loss", _take(self.losses[f"{split}_loss"]))
 
@@ -173,6 +205,11 @@ class MusicClassifier(lightning.LightningModule):
         loss: Tensor = self.loss(scores, label)
         cast(MeanMetric, self.losses[f"{split}_loss"]).update(loss.detach(), len(label))
         return loss
+
+    def calibrate(self) -> None:
+        """Fit the temperature to what was last heard in validation, as `calibration` says."""
+        if self.calibration == "temperature":
+            self.temperature *= fit_temperature(self.last_heard["val"], self.vote, multilabel=self.facts.multilabel)
 
     # --- optimization ---
 

@@ -43,12 +43,25 @@ def score(trainer: Any, model: Any, data: Any) -> tuple[dict[str, float], list[r
     """Run a network over validation and test, and give the metrics and one prediction a song."""
     metrics: dict[str, float] = {}
     predictions: list[records.Prediction] = []
-    for split, run in (("val", trainer.validate), ("test", trainer.test)):
-        run(model, datamodule=data, verbose=False)
-        found = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        metrics |= {key: value for key, value in found.items() if key.startswith(f"{split}/")}
+    for split in SPLITS:
+        metrics |= _measure(trainer, model, data, split)
         predictions += _predictions(split, data, model.last_votes[split])
     return metrics, predictions
+
+
+def calibrate(trainer: Any, model: Any, data: Any) -> dict[str, float]:
+    """Fit a network's temperature on validation, and give what its probabilities were worth before, as `…_uncalibrated`."""
+    from musicnet_eval.metrics import OF_PROBABILITIES
+
+    before = {key: value for split in SPLITS for key, value in _measure(trainer, model, data, split).items()}
+    model.calibrate()
+    return {f"{key}_uncalibrated": value for key, value in before.items() if key.rpartition("/")[2] in OF_PROBABILITIES}
+
+
+def _measure(trainer: Any, model: Any, data: Any, split: str) -> dict[str, float]:
+    run = trainer.validate if split == "val" else trainer.test
+    run(model, datamodule=data, verbose=False)
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
 
 
 def _predictions(split: str, data: Any, votes: Any) -> list[records.Prediction]:
@@ -104,6 +117,8 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
     if overrides:
         _check_unheard(split, record)
     data = configs.build(config["datamodule"], "datamodule", tracks=split)
+    if record["facts"].get("band_statistics"):  # the images stay those of the training, whatever data is turned
+        data.spectrogram.learn(record["facts"]["band_statistics"])
     data.setup()
     if list(data.facts.classes) != list(record["facts"]["classes"]):
         differing = sorted(set(data.facts.classes) ^ set(record["facts"]["classes"]))
@@ -113,6 +128,7 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     load_weights(model, run / "checkpoints" / "best.ckpt")
+    model.temperature = record["facts"].get("temperature") or 1.0
     trainer = configs.build(
         config["trainer"],
         "trainer",
@@ -176,8 +192,9 @@ def _config(record: RunRecord, overrides: list[str]) -> tuple[dict[str, Any], li
         kept = [o for o in record["overrides"] if not o.lstrip("+~").startswith(("hydra", "plugins"))]
         turned = configs.resolved(configs.compose([*kept, *overrides]))
         plugins = turned["plugins"]
+        stored_front = config["datamodule"]["spectrogram"]
         config |= {key: turned[key] for key in ("data", "datamodule", "trainer", "num_threads")}
-        config["datamodule"] = {**turned["datamodule"], "spectrogram": config["spectrogram"], "augment": None}
+        config["datamodule"] = {**turned["datamodule"], "spectrogram": stored_front, "augment": None}
     configs.import_plugins(plugins)
     stored = [name for name in record["config"].get("plugins", []) if name not in plugins]
     if stored:

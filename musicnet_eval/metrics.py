@@ -8,6 +8,7 @@ probability 0.5 or more is said. `SongVotes` gathers a song's segments, each cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -201,6 +202,7 @@ METRICS: dict[str, Callable[[Scored], Tensor]] = {
     "ece_adaptive": ece_adaptive,
 }
 ONE_LABEL = ("balanced_accuracy", "top3_accuracy", "mcc", "kappa")  # not defined where a song carries several
+OF_PROBABILITIES = ("log_loss", "brier", "ece", "ece_adaptive")  # what calibration is for
 
 
 def names(*, multilabel: bool) -> tuple[str, ...]:
@@ -323,35 +325,70 @@ class SongVotes(Metric):
         return Votes(songs.reshape(-1), chances.reshape(-1, self.total.shape[1]), labels.reshape(-1, *label_shape))
 
 
+class Heard(NamedTuple):
+    """What a network says of each segment: scores `[N, C]`, the track's index `[N]`, true labels `[N]` or `[N, C]`."""
+
+    scores: Tensor
+    songs: Tensor
+    labels: Tensor
+
+
 class SegmentScores(Metric):
-    """Keep every segment's probabilities and label, so that the metrics of segments are exact over batches and processes.
+    """Keep every segment's scores, song and label, so that the metrics of segments are exact over batches and processes.
 
     Shape:
-        update: scores `[B, C]`, label `[B]` or `[B, C]`. `gather`: probabilities `[N, C]` and labels of all segments.
+        update: scores `[B, C]`, song `[B]`, label `[B]` or `[B, C]`. `gather`: `Heard`, of all segments.
     """
 
     full_state_update = False
-    chances: Any  # a list of tensors; one tensor after a sync between processes
+    scores: Any  # lists of tensors; one tensor each after a sync between processes
+    songs: Any
     labels: Any
 
-    def __init__(self, *, multilabel: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.multilabel = multilabel
-        self.add_state("chances", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
+        for name in Heard._fields:
+            self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, label: Tensor) -> None:
-        self.chances.append(probabilities(scores, multilabel=self.multilabel))
+    def update(self, scores: Tensor, song: Tensor, label: Tensor) -> None:
+        self.scores.append(scores.float())
+        self.songs.append(song)
         self.labels.append(label)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        return dim_zero_cat(self.chances), dim_zero_cat(self.labels)
+    def compute(self) -> Heard:
+        return Heard(dim_zero_cat(self.scores), dim_zero_cat(self.songs), dim_zero_cat(self.labels))
 
-    def gather(self) -> tuple[Tensor, Tensor]:
+    def gather(self) -> Heard:
         """Give what was kept by all processes, and start anew."""
-        chances, labels = self.compute()
+        scores, songs, labels = self.compute()
         self.reset()
-        return chances, labels.reshape(1) if labels.ndim == 0 else labels  # torchmetrics squeezes a single label
+        return Heard(scores, songs.reshape(-1), labels.reshape(1) if labels.ndim == 0 else labels)  # torchmetrics squeezes one
+
+
+def fit_temperature(heard: Heard, vote: str = "mean_probability", *, multilabel: bool = False) -> float:
+    """Find the number that scores are divided by so that the songs' probabilities have the least log loss (1: leave them).
+
+    One number for all classes changes no segment's decision, only how sure it is. It is fitted where users count, on songs (ours;
+    the reference fits single items), and kept between 1/50 and 50.
+
+    Raises:
+        ConfigError: A vote that temperature does not change.
+
+    Reference:
+        Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
+    """
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+    if vote == "majority":
+        raise ConfigError("model.calibration=temperature changes nothing under model.vote=majority. Use another vote, or none.")
+    votes = SongVotes(int(heard.songs.max()) + 1, heard.scores.shape[1], vote, multilabel=multilabel).to(heard.scores.device)
+
+    def loss(log_temperature: float) -> float:
+        votes.update(heard.scores / math.exp(log_temperature), heard.songs, heard.labels)
+        _, chances, labels = votes.gather()
+        return float(log_loss(Scored.of(chances, labels)))
+
+    return math.exp(minimize_scalar(loss, bounds=(-math.log(50), math.log(50)), method="bounded").x)
 
 
 def right(scores: Tensor, label: Tensor, *, multilabel: bool) -> Tensor:

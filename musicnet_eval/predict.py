@@ -36,6 +36,7 @@ class LoadedRun:
         self.folder, self.record, self.network, self.spectrogram = folder, record, network, spectrogram
         self.classes: tuple[str, ...] = tuple(record["facts"]["classes"])
         self.multilabel = bool(record["facts"].get("multilabel"))
+        self.temperature: float = record["facts"].get("temperature") or 1.0
         self.vote: str = record["config"]["model"].get("vote", "mean_probability")
         self.sample_rate: int = data["sample_rate"]
         self.segment = round(data["segment_seconds"] * self.sample_rate)
@@ -54,7 +55,7 @@ class LoadedRun:
         import torch
 
         with torch.inference_mode():
-            found: Tensor = self.network(self.spectrogram(audio))
+            found: Tensor = self.network(self.spectrogram(audio)) / self.temperature
             return found
 
     def predict(self, path: Path | str) -> dict[str, float]:
@@ -102,7 +103,8 @@ def load_run(folder: Path | str, plugins: Sequence[str] = ()) -> LoadedRun:
     record = records.read_result(run)
     configs.import_plugins(plugins)
     config = record["config"]
-    configs.check_stored({"spectrogram": config["spectrogram"]}, plugins)
+    front = config["datamodule"]["spectrogram"]
+    configs.check_stored({"spectrogram": front}, plugins)
     from musicnet_eval.backbones import build
     from musicnet_eval.evaluate import load_weights
 
@@ -115,7 +117,10 @@ def load_run(folder: Path | str, plugins: Sequence[str] = ()) -> LoadedRun:
         hint = f" The run was trained with plugins={stored}: name them, if you trust them." if set(stored) - set(plugins) else ""
         raise RecordError(f"{error}{hint}") from None
     load_weights(network, run / "checkpoints" / "best.ckpt", prefix="backbone.")
-    return LoadedRun(run, record, network.eval(), configs.build(config["spectrogram"], "spectrogram"))
+    spectrogram = configs.build(front, "spectrogram")
+    if record["facts"].get("band_statistics"):
+        spectrogram.learn(record["facts"]["band_statistics"])
+    return LoadedRun(run, record, network.eval(), spectrogram)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -48,9 +48,11 @@ NOT_IN_SIGNATURE = (
     "data.index.validate",
     "data.allow_group_overlap",  # what it lets pass is in the index fingerprint
     "data.cache_dir",
+    "data.cache_max_gb",
     "data.num_workers",
     "data.plant",  # what it changes is in the fingerprint of the split index
     "datamodule.cache_dir",
+    "datamodule.cache_max_gb",
     "datamodule.num_workers",
 )
 NOT_IN_CONFIGURATION = (
@@ -238,6 +240,8 @@ def read_result(run: Path) -> RunRecord:
         for name, value in record[field].items():
             if not _is_number(value):
                 raise RecordError(f"'{path}' gives {field} {name!r} as {value!r}, which is no number. Run it again.")
+    if not _is_number(record["facts"].get("temperature")):
+        raise RecordError(f"'{path}' gives the temperature {record['facts']['temperature']!r}, which is no number. Run it again.")
     if not all(isinstance(item, str) for item in record["overrides"]):
         raise RecordError(f"'{path}' lists overrides that are not text. It is half-written or foreign; run it again.")
     return cast(RunRecord, record)

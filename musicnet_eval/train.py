@@ -15,6 +15,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -137,10 +138,12 @@ def group_name(plain: Any) -> str:
 def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
     clock, started = [time.perf_counter()], records.now()
-    from musicnet_eval.evaluate import load_weights, quiet, score
+    from musicnet_eval.evaluate import calibrate, load_weights, quiet, score
+    from musicnet_eval.tuning import tune
 
     quiet()
     data, model, trainer, watching = _build(planned)
+    tuned = tune(planned.config["tune"], model, data, partial(_trainer, planned), planned.folder)
     clock.append(time.perf_counter())
     last = runs.last_checkpoint(planned.folder)
     if last.is_file() and not zipfile.is_zipfile(last):
@@ -152,10 +155,13 @@ def fit(planned: Plan) -> RunRecord:
     clock.append(time.perf_counter())
     metrics = dict(model.last_training)
     load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
+    if model.calibration != "none":
+        metrics |= calibrate(trainer, model, data)
     found, predictions = score(trainer, model, data)
     clock.append(time.perf_counter())
     metrics |= found
-    metrics["gap/segment/accuracy"] = metrics["train/segment/accuracy"] - metrics["test/segment/accuracy"]
+    for name, sign in (("accuracy", 1), ("log_loss", -1)):
+        metrics[f"gap/segment/{name}"] = sign * (metrics[f"train/segment/{name}"] - metrics[f"test/segment/{name}"])
     records.write_predictions(planned.folder, predictions, data.facts.classes)
     _keep(planned.folder, planned.config["run"]["keep_checkpoints"])
     throughput: dict[str, float] = {}
@@ -175,6 +181,10 @@ def fit(planned: Plan) -> RunRecord:
             **asdict(data.facts),
             "tracks": data.count_tracks(),
             "bad_tracks": data.bad_tracks,
+            "band_statistics": data.band_statistics,
+            "temperature": model.temperature,
+            "trainable_parameters": model.trained_parameters(trainer.current_epoch),
+            "tuned": tuned,
             "leaky": bool(overlapping_groups(planned.tracks)),
             "planted": dict(Counter(fault.fault for fault in planned.faults)),
         },
@@ -209,22 +219,40 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
     fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder)]
-    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"])
+    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], watching)
     if sys.stderr.isatty():
         fixed.append(callbacks.Progress())
-    trainer = configs.build(
-        config["trainer"],
-        "trainer",
+    trainer = _trainer(
+        planned,
         callbacks=[*fixed, *watching],
         logger=_loggers(planned),
         plugins=[callbacks.AtomicCheckpoints()],
         default_root_dir=str(planned.folder),
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module deals rows to ranks itself, each exactly once
+        enable_checkpointing=True,
     )
     return data, model, trainer, watching
+
+
+def _trainer(planned: Plan, **arguments: Any) -> Any:
+    """Make a trainer as the config says, which writes nothing but what the arguments ask for.
+
+    Raises:
+        ConfigError: Lightning would take another precision than was asked for.
+    """
+    node = planned.config["trainer"]
+    usual = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": sys.stderr.isatty(),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data module deals rows to ranks itself, each exactly once
+    }
+    trainer = configs.build({k: v for k, v in node.items() if k not in arguments}, "trainer", **{**usual, **arguments})
+    asked, got = str(node.get("precision") or trainer.precision), str(trainer.precision)
+    if got.partition("-")[0] != asked.partition("-")[0]:
+        raise ConfigError(f"trainer.precision={asked} does not work here; Lightning would take {got}. Ask for {got}.")
+    return trainer
 
 
 def _loggers(planned: Plan) -> Any:

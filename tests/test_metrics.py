@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ import sklearn.metrics as sk
 import torch
 
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.metrics import METRICS, ONE_LABEL, VOTES, SegmentScores, SongVotes, compute, names
+from musicnet_eval.metrics import METRICS, ONE_LABEL, VOTES, Heard, SegmentScores, SongVotes, compute, fit_temperature, names
+from musicnet_eval.segments import EvalOrder
 
 Truth = Callable[[np.ndarray, np.ndarray], float]
 
@@ -194,10 +196,75 @@ def test_segments_are_all_kept_once(batch: int) -> None:
     scores, labels = torch.randn(100, 4), torch.randint(4, (100,))
     kept = SegmentScores()
     for i in range(0, 100, batch):
-        kept.update(scores[i : i + batch], labels[i : i + batch])
-    chances, found = kept.gather()
-    torch.testing.assert_close(chances, scores.softmax(1))
-    assert found.tolist() == labels.tolist()
-    kept.update(scores[:1], labels[:1])  # a single segment keeps its shape, and the others are gone
-    chances, found = kept.gather()
-    assert (chances.shape, found.shape) == ((1, 4), (1,))
+        kept.update(scores[i : i + batch], labels[i : i + batch] + 7, labels[i : i + batch])
+    heard = kept.gather()
+    torch.testing.assert_close(heard.scores, scores)
+    assert heard.labels.tolist() == labels.tolist()
+    assert heard.songs.tolist() == (labels + 7).tolist()
+    kept.update(scores[:1], labels[:1], labels[:1])  # a single segment keeps its shape, and the others are gone
+    assert [part.shape for part in kept.gather()] == [(1, 4), (1,), (1,)]
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vote", ["mean_probability", "mean_logit", "max"])
+@pytest.mark.parametrize("many", [False, True], ids=["one label", "several"])
+def test_the_temperature_is_that_of_least_log_loss_over_songs(vote: str, many: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    songs = torch.arange(60).repeat_interleave(4)
+    truth = torch.rand(60, 3, generator=draw) < 0.5 if many else torch.randint(3, (60,), generator=draw)
+    held = truth[songs].float() if many else torch.nn.functional.one_hot(truth[songs], 3).float()
+    scores = 8 * (held + 0.8 * torch.randn(240, 3, generator=draw) - (0.5 if many else 0))  # of another temperature than 1
+
+    def loss(temperature: float) -> float:
+        frame = voted(scores / temperature, songs, vote, many=many).to_numpy()
+        if many:
+            return float(np.mean([sk.log_loss(truth[:, c], frame[:, c]) for c in range(3)]))
+        return float(sk.log_loss(truth, frame))
+
+    found = fit_temperature(Heard(scores, songs, truth[songs].float() if many else truth[songs]), vote, multilabel=many)
+    grid = np.exp(np.linspace(-np.log(50), np.log(50), 800))
+    assert found == pytest.approx(grid[np.argmin([loss(t) for t in grid])], rel=0.02)
+    assert loss(found) < loss(1.0)
+
+
+def test_temperature_and_majority_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match=r"model.calibration=temperature changes nothing under model.vote=majority"):
+        fit_temperature(Heard(torch.zeros(2, 2), torch.arange(2), torch.arange(2)), "majority")
+
+
+# --- several processes ----------------------------------------------------------------------------------------------------------
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    """Put one rank's share of 11 segments of 5 songs to both gatherers, over gloo."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    scores, songs, labels = five_songs()
+    votes, kept = SongVotes(8, 3), SegmentScores()
+    for request in EvalOrder(11, batch_size=2, rank=rank, world=world):
+        rows = torch.from_numpy(request.rows)
+        votes.update(scores[rows], songs[rows], labels[rows])
+        kept.update(scores[rows], songs[rows], labels[rows])
+    torch.save((tuple(votes.gather()), tuple(kept.gather())), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def five_songs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    songs = torch.tensor([0, 0, 1, 2, 2, 2, 4, 4, 4, 7, 7])
+    return torch.randn(11, 3, generator=torch.Generator().manual_seed(3)), songs, songs % 3
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_song_once(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (2, str(tmp_path)), nprocs=2)
+    scores, songs, labels = five_songs()
+    alone = SongVotes(8, 3)
+    alone.update(scores, songs, labels)
+    for rank in range(2):
+        votes, kept = torch.load(tmp_path / f"{rank}.pt")
+        for got, want in zip(votes, alone.compute(), strict=True):
+            torch.testing.assert_close(got, want)
+        order = kept[0][:, 0].argsort()
+        torch.testing.assert_close(kept[0][order], scores[scores[:, 0].argsort()])
+        assert sorted(kept[1].tolist()) == songs.tolist()

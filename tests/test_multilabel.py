@@ -85,6 +85,22 @@ def test_balanced_batches_and_another_vote(chords: Path, train: Command, tmp_pat
         assert load_run(run).predict(chords / row.song) == pytest.approx(row.probabilities, abs=1e-5)
 
 
+def test_calibration_is_reported_before_and_after(chords: Path, train: Command, tmp_path: Path) -> None:
+    data = ("data=csv", f"data.manifest={chords}/songs.csv", "data.protocol=kfold", "loss=bce", "backbone=stats_linear")
+    assert train(*data, *TINY, "model.calibration=temperature") == 0
+    run = only_run(tmp_path)
+    record = records.read_result(run)
+    assert record["facts"]["temperature"] != 1
+    for name in ("log_loss", "brier", "ece", "ece_adaptive"):
+        assert f"test/song/{name}_uncalibrated" in record["metrics"]
+    assert record["metrics"]["val/song/log_loss"] < record["metrics"]["val/song/log_loss_uncalibrated"]
+    rows = [row for row in records.read_predictions(run) if row.split == "test"]
+    for row in rows:
+        assert load_run(run).predict(chords / row.song) == pytest.approx(row.probabilities, abs=1e-5)
+    again = json.loads((evaluate.evaluate(run, []) / "evaluation.json").read_text())["metrics"]
+    assert again["test/song/log_loss"] == pytest.approx(record["metrics"]["test/song/log_loss"])
+
+
 def test_a_loss_for_one_label_is_refused(chords: Path, train: Command, capsys: pytest.CaptureFixture[str]) -> None:
     data = ("data=csv", f"data.manifest={chords}/songs.csv", "data.protocol=kfold", "loss=cross_entropy")
     assert train(*data, *TINY, "backbone=stats_linear") == 2
