@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import lightning
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from musicnet_eval import records, runs
@@ -191,13 +192,34 @@ class AtomicCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def checkpoints(folder: Path, monitor: str, mode: str) -> list[Callback]:
-    """Make the checkpoint callbacks: the best by `monitor`, weights only, and the last with all that a resumed run needs."""
+class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
+    """Stop when the monitored metric has not improved for some epochs; a run that was stopped and then cut short stays stopped.
+
+    Lightning's own would train one more epoch after a resume. Arguments are Lightning's (`patience`, `min_delta`, …).
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if self.stopped_epoch or self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def checkpoints(folder: Path, monitor: str, mode: str, others: Sequence[Any] = ()) -> list[Callback]:
+    """Make the checkpoint callbacks: the best by `monitor`, weights only, and the last with all that a resumed run needs.
+
+    Args:
+        folder: The run's folder.
+        monitor: The metric that says which is best.
+        mode: `max` or `min`.
+        others: The run's other callbacks. Where one averages weights, the best checkpoint holds more than weights, since
+            Lightning puts the averaged weights into whole checkpoints only.
+    """
+    lean = not any(isinstance(other, WeightAveraging) for other in others)
     common: dict[str, Any] = {
         "dirpath": folder / "checkpoints",
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=True, **common)
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=lean, **common)
     last = ModelCheckpoint(filename="last", monitor=None, save_top_k=1, save_on_train_epoch_end=True, **common)
     return [best, last]

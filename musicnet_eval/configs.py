@@ -32,6 +32,15 @@ OmegaConf.register_new_resolver("in", lambda value, choices: value in choices, r
 OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).expanduser().stem, replace=True)
 
 
+def _without(node: DictConfig, *keys: str) -> dict[str, Any]:
+    """Give a node's content but for some keys: in the config, `${without:${spectrogram},size}`."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return {key: value for key, value in plain.items() if key not in keys}
+
+
+OmegaConf.register_new_resolver("without", _without, replace=True)
+
+
 def help_text() -> str:
     """Give the help of `musicnet-train` out of `conf/train.yaml`, as Hydra would, in a third of its time."""
     import yaml
@@ -118,8 +127,20 @@ WHOLE = {  # key → smallest and largest
     "data.fold": (0, 10**6),
     "data.folds": (3, 10**6),
     "data.split_seed": (0, 2**31 - 1),
+    "tune.lr_steps": (20, 10**6),
+    "tune.max_batch_size": (2, 10**6),
 }
-SWITCHES = ("data.pad_short", "data.allow_group_overlap", "run.force", "model.channels_last", "backbone_options.pretrained")
+SWITCHES = (
+    "data.pad_short",
+    "data.allow_group_overlap",
+    "run.force",
+    "model.channels_last",
+    "backbone_options.pretrained",
+    "model.compile",
+    "model.weight_decay_exclude_1d",
+    "tune.lr",
+    "tune.batch_size",
+)
 CHOICES = {
     "monitor_mode": ("min", "max"),
     "run.on_error": ("continue", "stop"),
