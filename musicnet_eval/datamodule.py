@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from musicnet_eval.audio import PCM_SCALE, DecodedCache, pcm_length, read_pcm
+from musicnet_eval.audio import PCM_SCALE, pcm_length, read_pcm
+from musicnet_eval.bad_files import check_choice, settle, with_known_faults
+from musicnet_eval.cache import DecodedCache
 from musicnet_eval.contracts import SPLITS, Batch, DataFacts, Track
 from musicnet_eval.datasets import class_counts, classes_of
 from musicnet_eval.errors import ConfigError, DataError
+from musicnet_eval.normalization import band_statistics, kept, statistics_key
 from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, balanced_chances, check_lengths, song_list
 
 SAMPLERS = ("uniform", "balanced")
@@ -32,7 +35,7 @@ class MusicDataModule(lightning.LightningDataModule):
 
     Args:
         tracks: What to learn from and test on, each with its split.
-        spectrogram: Module `[B, T] → [B, K, F, N]`.
+        spectrogram: Module `[B, T] → [B, K, F, N]`; one that `must_learn` is given the training split's statistics.
         augment: Module `[B, T] → [B, T]` on training audio, or None.
         sample_rate: Hz; sources of other rates are resampled once.
         segment_seconds: Length of one item, seconds.
@@ -43,7 +46,9 @@ class MusicDataModule(lightning.LightningDataModule):
         sampler: `uniform` takes every training track once an epoch; `balanced` draws as many, every class as likely as any other.
         num_workers: Loader processes; 0 reads in the training process, which a warm cache makes fast enough.
         cache_dir: Where decoded audio is kept.
-        on_bad_file: `error` names every unusable file and stops; `skip` leaves them out and records them.
+        cache_max_gb: Size that this folder is kept to, in 10⁹ bytes; unbounded when None.
+        on_bad_file: `error` names unusable files and stops; `skip` leaves them out and records them; `report` stops with a table
+            of them all.
         seed: Of order and positions.
 
     Raises:
@@ -67,6 +72,7 @@ class MusicDataModule(lightning.LightningDataModule):
         sampler: str = "uniform",
         num_workers: int = 0,
         cache_dir: Path | str = "data/cache",
+        cache_max_gb: float | None = None,
         on_bad_file: str = "error",
         seed: int = 0,
     ) -> None:
@@ -80,6 +86,9 @@ class MusicDataModule(lightning.LightningDataModule):
         for key, value in (("data.hop_seconds", hop_seconds), ("data.max_seconds", max_seconds)):
             if value is not None:
                 _check_range(key, value, 0.01, 86_400, "seconds, or null")
+        if cache_max_gb is not None:
+            _check_range("data.cache_max_gb", cache_max_gb, 0, 10**6, "gigabytes, or null")
+        check_choice(on_bad_file)
         self.tracks = list(tracks)
         self.spectrogram = spectrogram
         self.augment = augment or None  # conf/augment/none.yaml leaves an empty node
@@ -90,10 +99,10 @@ class MusicDataModule(lightning.LightningDataModule):
         self.batch_size = int(batch_size)
         self.sampler = sampler
         self.num_workers = int(num_workers)
-        self.cache = DecodedCache(cache_dir, self.sample_rate, max_seconds)
+        self.cache = DecodedCache(cache_dir, self.sample_rate, max_seconds, max_gb=cache_max_gb)
         self.on_bad_file = on_bad_file
         self.seed = seed
-        self.bad_tracks: list[str] = []
+        self.bad_tracks: dict[str, str] = {}
         self._batches = 1
         self._songs: dict[str, list[Song]] = {}
 
@@ -107,11 +116,9 @@ class MusicDataModule(lightning.LightningDataModule):
         del stage
         if self._songs:
             return
-        files = self.cache.build(self.tracks, self.on_bad_file)
+        files, lengths = self._usable_files()
         multilabel = any(len(track.labels) > 1 for track in self.tracks)
-        lengths = [0 if file is None else pcm_length(file) for file in files]
         songs = song_list(files, lengths, list(targets(self.tracks, self.classes, multilabel=multilabel)))
-        self.bad_tracks = [track.id for track, file in zip(self.tracks, files, strict=True) if file is None]
         names = [self.tracks[song.index].id for song in songs]
         check_lengths(songs, names, self.segment, self.sample_rate, pad_short=self.pad_short)
         usable = [self.tracks[song.index] for song in songs]
@@ -119,6 +126,7 @@ class MusicDataModule(lightning.LightningDataModule):
             self._songs[split] = [song for song in songs if self.tracks[song.index].split == split]
             if not self._songs[split]:
                 raise DataError(f"No usable track is left in split {split!r}. Mend the bad files named above, or add tracks.")
+        self._learn()
         self.facts = DataFacts(
             classes=self.classes,
             class_counts=class_counts(usable, self.classes),
@@ -127,12 +135,56 @@ class MusicDataModule(lightning.LightningDataModule):
             multilabel=multilabel,
         )
 
+    def _usable_files(self) -> tuple[list[Path | None], list[int]]:
+        """Give each track's PCM file, None for a bad one, and its length in samples; name the bad ones."""
+        files, bad = self.cache.build(self.tracks)
+        lengths = [0 if file is None else pcm_length(file) for file in files]
+        if self.on_bad_file != "error" and not self.pad_short:  # otherwise `check_lengths` says what the short ones need
+            wanted = f"shorter than data.segment_seconds={self.segment / self.sample_rate:g}"
+            for track, file, length in zip(self.tracks, files, lengths, strict=True):
+                if file is not None and length < self.segment:
+                    bad[track.id] = f"lasts {length / self.sample_rate:.1f} s, {wanted}"
+        self.bad_tracks = with_known_faults(bad)
+        settle(self.tracks, self.bad_tracks, self.on_bad_file, self.cache.folder)
+        return [None if track.id in bad else file for track, file in zip(self.tracks, files, strict=True)], lengths
+
+    def _learn(self) -> None:
+        """Let a front end that normalises by the training split learn its statistics."""
+        if not getattr(self.spectrogram, "must_learn", False):
+            return
+        spectrogram = self.spectrogram.spectrogram
+        songs = (Path(song.pcm).name for song in self._songs["train"])
+        key = statistics_key(spectrogram, self.segment, (str(self.hop), *songs))
+        audio = (batch["audio"].float() / PCM_SCALE for batch in self.eval_dataloader("train"))
+        images = (make_images(spectrogram, segments) for segments in audio)
+        self.spectrogram.learn(kept(self.cache.folder / "statistics" / f"{key}.json", lambda: band_statistics(images)))
+
+    @property
+    def band_statistics(self) -> dict[str, Any] | None:
+        """Mean and deviation of each band, `[K][F]`, where the front end normalises by the training split."""
+        return getattr(self.spectrogram, "learnt", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Put into every checkpoint what the front end has learnt, so that the checkpoint is whole."""
+        return {} if self.band_statistics is None else {"band_statistics": self.band_statistics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take from a checkpoint what the front end had learnt."""
+        self.spectrogram.learn(state_dict["band_statistics"])
+
     def _image_shape(self) -> tuple[int, int, int]:
+        silence = torch.zeros(1, self.segment)
         with torch.no_grad():
-            image = self.spectrogram(torch.zeros(1, self.segment))
+            image = self.spectrogram(silence)
+            raw = getattr(self.spectrogram, "spectrogram", self.spectrogram)(silence)
         if image.ndim != 4:
             raise ConfigError(
                 f"spectrogram={type(self.spectrogram).__name__} gives shape {tuple(image.shape)}; it must give [B, K, F, N]."
+            )
+        if raw.shape[-1] < 2:
+            raise ConfigError(
+                f"The spectrogram makes one frame of a segment of {self.segment} samples (data.segment_seconds). "
+                "Lower spectrogram.hop_length, or raise data.segment_seconds."
             )
         return int(image.shape[1]), int(image.shape[2]), int(image.shape[3])
 
@@ -195,11 +247,7 @@ class MusicDataModule(lightning.LightningDataModule):
 
     def image(self, audio: Tensor) -> Tensor:
         """Turn float audio `[B, T]` into images `[B, K, F, N]` on the device where it lies."""
-        front = self.spectrogram.to(audio.device)
-        with torch.no_grad():
-            # On a CPU one song at a time stays in the cache: half the time of the whole batch at once (measured, same numbers).
-            parts = audio.unsqueeze(1) if audio.device.type == "cpu" else audio.unsqueeze(0)
-            return torch.cat([front(part) for part in parts])
+        return make_images(self.spectrogram, audio)
 
     def count_tracks(self) -> dict[str, int]:
         """Count the usable tracks of each split."""
@@ -231,6 +279,14 @@ class _WholeBatches(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, request: Any) -> Batch:
         return self.data.__getitems__(request)
+
+
+def make_images(front: nn.Module, audio: Tensor) -> Tensor:
+    """Turn float audio `[B, T]` into images `[B, K, F, N]`; on a CPU one song at a time, which stays in its cache: half the time."""
+    front = front.to(audio.device)
+    with torch.no_grad():
+        parts = audio.unsqueeze(1) if audio.device.type == "cpu" else audio.unsqueeze(0)
+        return torch.cat([front(part) for part in parts])
 
 
 def targets(tracks: Sequence[Track], classes: Sequence[str], *, multilabel: bool) -> NDArray[Any]:

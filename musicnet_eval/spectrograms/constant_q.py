@@ -55,7 +55,7 @@ class Cqt(nn.Module):
         most = 1 + math.floor(bins_per_octave * math.log2(highest / f_min)) if f_min < highest else 0
         if not whole(n_bins) or not 1 <= n_bins <= most:
             raise ConfigError(
-                f"spectrogram.n_bins={n_bins} must be 1..{most}: from spectrogram.f_min={f_min:g} up, {bins_per_octave} an octave, no more "
+                f"spectrogram.n_bins={n_bins} must be 1..{most}: from f_min={f_min:g} up, {bins_per_octave} an octave, no more "
                 f"lie below half of data.sample_rate={sample_rate}."
             )
         if sample_rate / (width * f_min) > self.LONGEST:

@@ -25,7 +25,7 @@ class FrontEnd(nn.Module):
     Args:
         spectrogram: Module `[B, T] → [B, K, F, N]`.
         normalize: `none`; `per_example` gives each image and channel mean 0 and deviation 1; `per_band` does so for each band
-            over the training split, as learnt; `imagenet` stretches each image to [0, 1] and applies ImageNet's mean and deviation.
+            over the training split, as learnt; `imagenet` stretches each image to [0, 1] and applies ImageNet's constants.
         size: `[F, N]` to resize to (bilinear, antialiased), each 1 to 4096; None keeps the spectrogram's own.
         colormap: Name of a colour table of matplotlib, for one-channel spectrograms: each image is stretched from its least to
             its greatest value, as when plotted, and coloured (K = 3). None leaves it grey.
