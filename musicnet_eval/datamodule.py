@@ -24,7 +24,7 @@ from musicnet_eval.cache import DecodedCache
 from musicnet_eval.contracts import SPLITS, Batch, DataFacts, Track
 from musicnet_eval.datasets import class_counts, classes_of
 from musicnet_eval.errors import ConfigError, DataError
-from musicnet_eval.normalization import band_statistics, kept, statistics_key
+from musicnet_eval.normalization import kept, statistics_key, statistics_of
 from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, balanced_chances, check_lengths, song_list
 
 SAMPLERS = ("uniform", "balanced")
@@ -90,7 +90,7 @@ class MusicDataModule(lightning.LightningDataModule):
             _check_range("data.cache_max_gb", cache_max_gb, 0, 10**6, "gigabytes, or null")
         check_choice(on_bad_file)
         self.tracks = list(tracks)
-        self.spectrogram = spectrogram
+        self.spectrogram: Any = spectrogram
         self.augment = augment or None  # conf/augment/none.yaml leaves an empty node
         self.sample_rate = int(sample_rate)
         self.segment = round(segment_seconds * sample_rate)
@@ -157,7 +157,7 @@ class MusicDataModule(lightning.LightningDataModule):
         key = statistics_key(spectrogram, self.segment, (str(self.hop), *songs))
         audio = (batch["audio"].float() / PCM_SCALE for batch in self.eval_dataloader("train"))
         images = (make_images(spectrogram, segments) for segments in audio)
-        self.spectrogram.learn(kept(self.cache.folder / "statistics" / f"{key}.json", lambda: band_statistics(images)))
+        self.spectrogram.learn(kept(self.cache.folder / "statistics" / f"{key}.json", lambda: statistics_of(images)))
 
     @property
     def band_statistics(self) -> dict[str, Any] | None:
@@ -282,7 +282,7 @@ class _WholeBatches(torch.utils.data.Dataset[Batch]):
 
 
 def make_images(front: nn.Module, audio: Tensor) -> Tensor:
-    """Turn float audio `[B, T]` into images `[B, K, F, N]`; on a CPU one song at a time, which stays in its cache: half the time."""
+    """Turn float audio `[B, T]` into images `[B, K, F, N]`; on a CPU one song at a time, which stays in its cache."""
     front = front.to(audio.device)
     with torch.no_grad():
         parts = audio.unsqueeze(1) if audio.device.type == "cpu" else audio.unsqueeze(0)

@@ -21,7 +21,7 @@ from musicnet_eval.records import read_json, write_json
 Statistics = dict[str, Any]  # mean and sd: [K][F] numbers
 
 
-def band_statistics(images: Iterable[Tensor]) -> Statistics:
+def statistics_of(images: Iterable[Tensor]) -> Statistics:
     """Compute mean and standard deviation of each band, streaming.
 
     Args:
