@@ -1,6 +1,6 @@
 """Scores of the music21 corpus as plain note lists: where they lie, and MusicXML in, `Note`s out.
 
-Layer 1, before the audio: `tradition.py` renders what is read here and in `tunes.py` (ABC). The music21 wheel serves as data and
+Layer 1, before the audio: `rendering.py` renders what is read here and in `tunes.py` (ABC). The music21 wheel serves as data and
 is never imported.
 
 Why own readers and not music21's parser: they take milliseconds a piece, where it takes 0.1 s (a folk tune) to 9 s (a quartet

@@ -134,7 +134,9 @@ class _Reader:
             self.place([self.pitch(token)] if token["note"] not in "xz" else [], _length(token["length"]))
         elif token["chord"]:
             inner = [m for m in TOKEN.finditer(token["chord"]) if m["note"]]
-            self.place([self.pitch(m) for m in inner], _length(inner[0]["length"]) * _length(token["times"]))
+            self.place(
+                [self.pitch(m) for m in inner if m["note"] not in "xz"], _length(inner[0]["length"]) * _length(token["times"])
+            )
         elif token["bar"]:
             self.altered = {}
         elif token["broken"]:  # `>` lengthens the last note and shortens the next one; `<` the reverse

@@ -62,6 +62,10 @@ LIGHT = {
     "report",
     "sweep",
     "tradition",
+    "oneill",
+    "embedded",
+    "rendering",
+    "pieces",
     "scores",
 }
 

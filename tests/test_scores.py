@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from musicnet_eval.errors import DataError
+from musicnet_eval.rendering import read
 from musicnet_eval.scores import TICKS, Note, corpus, fingerprint, package_file, parse_musicxml, read_musicxml
-from musicnet_eval.tradition import read
 from musicnet_eval.tunes import key_signature, read_abc, read_book
 
 

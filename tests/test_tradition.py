@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from musicnet_eval import repertoire
 from musicnet_eval.contracts import Track
 from musicnet_eval.datasets import assign_splits
+from musicnet_eval.embedded import build, read_manifest
+from musicnet_eval.embedded import write_manifest as write
 from musicnet_eval.errors import DataError
-from musicnet_eval.repertoire import ALL_CLASSES, CLASSES, NON_COMMERCIAL, PROGRAMMES, Piece, pieces
+from musicnet_eval.pieces import PROGRAMMES, Piece, pieces, shipped
+from musicnet_eval.rendering import cut, excerpts, midi, read, render, synthesise, tempo
 from musicnet_eval.scores import TICKS, Note
-from musicnet_eval.tradition import build, cut, excerpts, midi, read, read_manifest, render, synthesise, tempo, tradition
-from musicnet_eval.tradition import write_manifest as write
+from musicnet_eval.tradition import ALL_CLASSES, CLASSES, NON_COMMERCIAL, TRADITION, choice, tradition
 
-PLAN = {label: pieces(label) for label in ALL_CLASSES}
+PLAN = {label: pieces(TRADITION, label) for label in ALL_CLASSES}
 CHANCE = 1 / 6
 
 
@@ -90,7 +91,7 @@ def test_a_set_free_of_non_commercial_scores_can_be_chosen() -> None:
 
 @pytest.mark.slow
 def test_the_shipped_choice_is_what_the_corpus_gives() -> None:
-    assert repertoire.repertoire() == repertoire.shipped()
+    assert choice() == shipped("tradition")
 
 
 @pytest.mark.slow
@@ -115,7 +116,7 @@ def piece(request: pytest.FixtureRequest) -> Piece:
 def test_excerpts_lie_inside_the_piece_and_are_full_of_notes(piece: Piece) -> None:
     notes = read(piece.source)
     length = round(6e6 / tempo(notes, piece.onset_rate) * TICKS)
-    clips = excerpts(notes, length, piece.name)
+    clips = excerpts(notes, length, piece.name, 3)
     starts = [start for start, _ in clips]
     assert starts == sorted(set(starts))
     assert min(n.onset for n in notes) < starts[0]  # not the piece's beginning
@@ -162,7 +163,7 @@ def test_midi_is_what_another_reader_reads() -> None:
 
 @pytest.mark.parametrize("programme", [19, 73])  # organ, flute
 def test_sound_has_the_pitch_the_length_and_the_level(programme: int) -> None:
-    wave = synthesise(midi([Note(0, 13 * TICKS, 69, 0)], programme, 0, 500_000, 12 * TICKS), -28.0)
+    wave = synthesise(midi([Note(0, 13 * TICKS, 69, 0)], programme, 0, 500_000, 12 * TICKS), -28.0, 6)
     assert wave.shape == (132_300,)
     assert 20 * np.log10(np.sqrt(np.mean(wave**2))) == pytest.approx(-28, abs=0.01)
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
