@@ -25,7 +25,19 @@ class DataError(MusicnetError):
 
 
 class AudioError(MusicnetError):
-    """An audio file that cannot be decoded."""
+    """An audio file that cannot be used.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it, to be read after its name: `holds no samples`.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(path, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"'{self.args[0]}' {self.reason}."
 
 
 class RecordError(MusicnetError):

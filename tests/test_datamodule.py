@@ -120,7 +120,7 @@ def test_bad_files_are_left_out_and_recorded(tones: Path, tmp_path: Path) -> Non
     options: dict[str, Any] = {"sample_rate": 8000, "segment_seconds": 0.5, "cache_dir": tmp_path / "c"}
     data = MusicDataModule(tracks, LogMel(8000, 256, 128, 16), on_bad_file="skip", **options)
     data.setup()
-    assert data.bad_tracks == ["bad.wav"]
+    assert data.bad_tracks == {"bad.wav": "cannot be decoded (Format not recognised), nor does FFmpeg find audio in it"}
     assert data.count_tracks() == {"train": 6, "val": 6, "test": 6}
     assert data.facts.class_counts == (2, 2, 2)
 

@@ -59,7 +59,9 @@ def test_gtzan_lists_what_is_missing_where_it_would_lie(tmp_path: Path) -> None:
     assert datasets.fingerprint(whole) == datasets.fingerprint(without)
     (lost,) = [track for track in without if not track.path.exists()]
     assert lost.path == tmp_path / "without/genres/jazz/jazz.00054.wav"
-    assert datasets.known_bad([lost.id, "jazz.00055"]) == {"jazz.00054": "GTZAN: corrupt in the common copy"}
+    ((name, fault),) = datasets.known_bad([lost.id, "jazz.00055"]).items()
+    assert (name, fault.split(";")[0]) == ("jazz.00054", "GTZAN: does not start as a WAV file does, in the common copy")
+    assert "source: https://" in fault
     assert {t.id: t.split for t in datasets.assign_splits(without, "fault_filtered")}["jazz.00054"] == "train"
 
 
@@ -99,7 +101,8 @@ def test_fma_layouts(tmp_path: Path, audio: str, metadata: str) -> None:
         ("133297", ("Pop",), "artist 7", "train"),
     ]
     assert tracks[0].path == tmp_path / audio / "000/000002.mp3"
-    assert datasets.known_bad(t.id for t in tracks) == {"133297": "FMA: holds no audio"}
+    assert datasets.known_bad(t.id for t in tracks) == {"133297": "FMA: holds no audio; source: https://github.com/mdeff/fma/wiki"}
+    assert len(datasets.known_bad(f"{number:06d}" for number in range(160_000))) == 6 + 147  # the wiki's, and issue 49's
 
 
 def test_fma_root_may_be_the_audio_folder(tmp_path: Path) -> None:
@@ -349,7 +352,8 @@ def test_a_run_on_fma_records_its_bad_file(tmp_path: Path, train: Command) -> No
     assert train(*overrides, "data.on_bad_file=skip", f"hydra.run.dir={tmp_path / 'run'}") == 0
     record = records.read_result(tmp_path / "run")
     assert (record["choices"]["data"], record["choices"]["protocol"]) == ("fma", "official")
-    assert record["facts"]["bad_tracks"] == ["133297"]
+    assert list(record["facts"]["bad_tracks"]) == ["133297"]
+    assert "known fault: FMA: holds no audio" in record["facts"]["bad_tracks"]["133297"]
     assert record["facts"]["tracks"] == {"train": 12, "val": 6, "test": 6}
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# track id → what is wrong; sources in docs/data.md
-KNOWN_BAD = {
-    "jazz.00054": "GTZAN: corrupt in the common copy",
-    "098565": "FMA: 1.6 s long, not 30",
-    "098567": "FMA: 0.5 s long, not 30",
-    "098569": "FMA: 1.5 s long, not 30",
-    "099134": "FMA: holds no audio",
-    "108925": "FMA: holds no audio",
-    "133297": "FMA: holds no audio",
+_FMA = "https://github.com/mdeff/fma/wiki"
+_GTZAN = "https://www.kaggle.com/datasets/andradaolteanu/gtzan-dataset-music-genre-classification"
+_FMA_LARGE = (  # numbers of the tracks of `large` that FFmpeg and librosa could not open
+    "2624 3284 8669 10116 11583 12838 13529 14116 14180 20814 22554 23429-23431 25173-25176 25180 29345-29346 29352 29356 "
+    "33411 33413-33414 33417-33419 33425 35725 39363 41745 42986 43753 50594 50782 53668 54569 54582 61480 61822 63422 "
+    "63997 72656 72980 73510 80553 82699 84503-84504 84522 84524 86656 86659 86661 86664 87057 90244-90245 90247-90248 "
+    "90250 90252-90253 90442 90445 91206 92479 94052 94234 95253 96203 96207 96210 98105 98562 101265 101272 101275 102241 "
+    "102243 102247 102249 102289 106409 106412 106415 106628 108920 109266 110236 115610 117441 127928 129207 129800 130328 "
+    "130748 130751 131545 133641 133647 134887 140449-140472 142614 144518 144619 145056 146056 147419 147424 148786-148795 "
+    "151920 155051"
+)
+KNOWN_BAD = {  # track id → what is wrong, and who says so
+    "jazz.00054": f"GTZAN: does not start as a WAV file does, in the common copy; source: {_GTZAN}",
+    "098565": f"FMA: 1.6 s long, not 30; source: {_FMA}",
+    "098567": f"FMA: 0.5 s long, not 30; source: {_FMA}",
+    "098569": f"FMA: 1.5 s long, not 30; source: {_FMA}",
+    "099134": f"FMA: holds no audio; source: {_FMA}",
+    "108925": f"FMA: holds no audio; source: {_FMA}",
+    "133297": f"FMA: holds no audio; source: {_FMA}",
 }
 
 FAULT_FILTERED = {"train": 443, "val": 197, "test": 290}
@@ -77,8 +87,12 @@ BALLROOM_REPLICAS = (
 
 
 def known_bad(names: Iterable[str]) -> dict[str, str]:
-    """Give those of some track ids that are known to be bad in the published data, with what is wrong."""
-    return {name: KNOWN_BAD[name] for name in names if name in KNOWN_BAD}
+    """Give those of some track ids that are known to be bad in the published data, with what is wrong and who says so."""
+    large = {
+        f"{number:06d}": "FMA: cannot be opened; source: https://github.com/mdeff/fma/issues/49" for number in _expand(_FMA_LARGE)
+    }
+    known = large | KNOWN_BAD
+    return {name: known[name] for name in names if name in known}
 
 
 def fault_filtered_splits() -> dict[str, str]:

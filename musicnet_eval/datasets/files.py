@@ -10,7 +10,9 @@ from pathlib import Path
 
 from musicnet_eval.errors import DataError
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64"})
+_LIBSNDFILE = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64")
+_FFMPEG = (".aac", ".ac3", ".ape", ".m4a", ".m4b", ".mka", ".mpc", ".tta", ".wma", ".wv")  # through the extra `decode`
+AUDIO_SUFFIXES = frozenset((*_LIBSNDFILE, *_FFMPEG))
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 
 
