@@ -71,6 +71,40 @@ def overrides(tones: Path) -> list[str]:
 def test_resumed_equals_undisturbed(
     tones: Path, train: Command, tmp_path: Path, hook: str, epoch: int, begun: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    cut_and_resume(train, tmp_path, overrides(tones), hook, epoch, begun)
+
+
+# Nothing can learn here, so nothing improves on the first epoch: two more are waited for, before and after the cut.
+PATIENCE = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2", "optimizer.lr=0", "finetune=head")
+PLATEAU = ("optimizer=adam", "scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "optimizer.lr=0.1")
+RECIPES: dict[str, tuple[tuple[str, ...], str, int, str]] = {  # overrides, where it is cut, the epochs that are begun
+    "one_cycle": (("optimizer=sgd", "scheduler=one_cycle", "finetune.layer_decay=0.5"), "batch_end", 2, "0 1 2 2 3 "),
+    "lion": (("optimizer=lion", "scheduler=linear", "finetune.head_lr_scale=10"), "batch_end", 2, "0 1 2 2 3 "),
+    "muon": (("optimizer=muon", "trainer.accumulate_grad_batches=2"), "batch_end", 2, "0 1 2 2 3 "),
+    "plateau": (PLATEAU, "batch_end", 2, "0 1 2 2 3 "),
+    "gradual": (("finetune=gradual", "finetune.epochs_per_stage=1"), "batch_end", 2, "0 1 2 2 3 "),
+    "gradual_sgd": (("finetune=gradual", "finetune.epochs_per_stage=1", "optimizer=sgd"), "validation_end", 1, "0 1 1 2 3 "),
+    "ema": (("callbacks=[default,ema]", "callbacks.ema.decay=0.8"), "batch_end", 2, "0 1 2 2 3 "),
+    "ema_tested": (("callbacks=[default,ema]", "callbacks.ema.decay=0.8"), "test_start", 3, "0 1 2 3 "),
+    "bf16": (("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.5"), "batch_end", 2, "0 1 2 2 3 "),
+    "patience": (PATIENCE, "batch_end", 2, "0 1 2 2 "),
+    "patience_tested": (PATIENCE, "test_start", 2, "0 1 2 "),
+    "tuned": (("tune.lr=true", "tune.batch_size=true", "tune.max_batch_size=6"), "batch_end", 2, "0 1 2 2 3 "),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_resumes_as_undisturbed(tones: Path, train: Command, tmp_path: Path, recipe: str) -> None:
+    given, hook, epoch, begun = RECIPES[recipe]
+    cut_and_resume(train, tmp_path, [*overrides(tones), *given], hook, epoch, begun)
+    whole, cut = (records.read_result(tmp_path / name) for name in ("whole", "cut"))
+    assert cut["facts"]["tuned"] == whole["facts"]["tuned"]
+    assert cut["facts"]["trainable_parameters"] == whole["facts"]["trainable_parameters"]
+
+
+def cut_and_resume(train: Command, tmp_path: Path, given: list[str], hook: str, epoch: int, begun: str) -> None:
+    """Do one run whole, and one that is cut and asked for again; they must agree to the last bit."""
     (tmp_path / "stop.py").write_text(STOP)
     stopping = (
         "plugins=[stop]",
@@ -84,11 +118,11 @@ def test_resumed_equals_undisturbed(
         else:
             (tmp_path / "stopped").unlink()
             (tmp_path / "epochs").unlink()
-        code = train(*overrides(tones), *stopping, f"hydra.run.dir={tmp_path / name}")
+        code = train(*given, *stopping, f"hydra.run.dir={tmp_path / name}")
         assert code == (0 if before else 130)
     if not (tmp_path / "cut/result.json").exists():
         assert json.loads((tmp_path / "cut/status.json").read_text())["state"] in ("interrupted", "failed")
-        assert train(*overrides(tones), *stopping, f"hydra.run.dir={tmp_path / 'cut'}") == 0
+        assert train(*given, *stopping, f"hydra.run.dir={tmp_path / 'cut'}") == 0
     assert (tmp_path / "epochs").read_text() == begun
     whole, cut = (records.read_result(tmp_path / name) for name in ("whole", "cut"))
     assert cut["metrics"] == whole["metrics"]
