@@ -232,11 +232,12 @@ def read_result(run: Path) -> RunRecord:
         "metrics": dict,
         "parameters": int,
         "seconds": dict,
+        "throughput": dict,
     }
     for name, kind in fields.items():
         if not isinstance(record.get(name), kind):
             raise RecordError(f"'{path}' has no usable field '{name}'. It is half-written or foreign; run it again.")
-    for field in ("metrics", "seconds"):
+    for field in ("metrics", "seconds", "throughput"):
         for name, value in record[field].items():
             if not _is_number(value):
                 raise RecordError(f"'{path}' gives {field} {name!r} as {value!r}, which is no number. Run it again.")

@@ -84,18 +84,21 @@ def _quantile(freedom: Any, alpha: Any) -> Any:
     return -stdtrit(freedom, alpha / 2)
 
 
-def interval(scores: Floats, sizes: Floats | None = None, songs: int = 0, alpha: float = ALPHA) -> tuple[Floats, Floats]:
-    """Give an interval for the mean of scores between 0 and 1: for new seeds and new songs, or with one seed for new songs alone.
+def interval(
+    scores: Floats, sizes: Floats | None = None, songs: int = 0, alpha: float = ALPHA, *, bounded: bool = True
+) -> tuple[Floats, Floats]:
+    """Give an interval for a mean of scores: for new seeds and new songs, or with one seed for new songs alone.
 
-    The half width is turned into the number of independent songs that would give the same; the limits are those of Clopper and
-    Pearson for that number, so that they stay within 0 and 1, lean to the middle, and hold near both ends. With one seed and no
-    groups they are exactly theirs.
+    A mean between 0 and 1 is treated as a share: the half width is turned into the number of independent songs that would give
+    the same; the limits are those of Clopper and Pearson for that number, so that they stay within 0 and 1, lean to the middle,
+    and hold near both ends. For accuracies of one seed without groups they are exactly theirs.
 
     Args:
         scores: As in `parts`.
         sizes: As in `parts`.
         songs: Number of songs; 0: one a group.
         alpha: How often the interval may miss, 0 to 1.
+        bounded: Whether the mean lies between 0 and 1; one that does not gets limits at equal distances.
     """
     import numpy as np
     from scipy.special import betaincinv
@@ -105,6 +108,8 @@ def interval(scores: Floats, sizes: Floats | None = None, songs: int = 0, alpha:
     row = parts(scores, sizes)
     models = (row.songs**2).sum(axis=-1) / (groups - 1) / groups
     half = _squared_width(row.seed, float(seeds - 1), np.maximum(models - row.error, 0), models, groups, alpha)
+    if not bounded:
+        return row.mean - np.sqrt(half), row.mean + np.sqrt(half)
     sure = half < 1e-14  # all songs said alike: no more is known than from as many independent songs as there are groups
     number = 1 + row.mean * (1 - row.mean) * _quantile(songs - 1, alpha) ** 2 / np.where(sure, 1, half)
     number = np.where(sure, groups, np.clip(number, 1, seeds * songs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import re
@@ -13,15 +14,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from musicnet_eval import leaderboard, records
 from musicnet_eval.errors import ConfigError, RecordError
+from musicnet_eval.leaderboard import values
 from musicnet_eval.leaderboard.board import upper_quantile
+from musicnet_eval.metrics import METRICS, ONE_LABEL, Scored
+from musicnet_eval.records import Prediction
 from tests.fake_runs import predictions, said, write_failed, write_run, write_status
 
 CONTRACT = [
@@ -332,7 +338,7 @@ def test_seeds_on_other_songs_have_no_interval(tmp_path):
         (said(mixed(0.7)), {"test/song/accuracy": 0.9}, "another accuracy"),
         ([*said(mixed(0.7)), said(mixed(0.7))[0]], None, "twice"),
         (said(mixed(0.7), ["one"] * 60), None, "one group"),
-        ([row._replace(label="blues|jazz") for row in said(mixed(0.7))], {}, "several labels"),
+        ([row._replace(label="pop") for row in said(mixed(0.7))], {}, "names a class pop"),
     ],
 )
 def test_predictions_that_allow_no_interval_are_named(tmp_path, rows, metrics, reason):
@@ -343,10 +349,71 @@ def test_predictions_that_allow_no_interval_are_named(tmp_path, rows, metrics, r
 
 
 def test_other_metrics_have_no_tests_and_say_so(tmp_path):
-    write_run(tmp_path, backbone="a")
-    write_run(tmp_path, 10, backbone="b")
-    assert {row["p_value"] for row in rows_of(tmp_path, metric="test/song/log_loss").values()} == {None}
-    assert "exist for test/song/accuracy only" in notes_of(tmp_path, metric="test/song/log_loss")
+    for backbone in "ab":
+        write_run(tmp_path, backbone=backbone, metrics={"test/song/ece": 0.1})
+    assert {row["p_value"] for row in rows_of(tmp_path, metric="test/song/ece").values()} == {None}
+    assert "exist for test/song/… (accuracy, " in notes_of(tmp_path, metric="test/song/ece")
+
+
+def test_losses_get_t_intervals_and_paired_t_tests(tmp_path):
+    draw = np.random.default_rng(0)
+    chances = {name: np.clip(draw.normal(mean, 0.1, 40), 0.05, 0.95) for name, mean in (("a", 0.7), ("b", 0.6))}
+    losses = {}
+    for backbone, p in chances.items():
+        rows = [
+            row._replace(probabilities={row.label: round(x, 4), row.predicted: 1 - round(x, 4)})
+            for row, x in zip(said([False] * 40), p, strict=True)
+        ]
+        losses[backbone] = np.array([-np.log(row.probabilities[row.label]) for row in rows])
+        write_run(tmp_path, rows=rows, backbone=backbone, metrics={"test/song/log_loss": losses[backbone].mean()})
+    found = rows_of(tmp_path, metric="test/song/log_loss")
+    assert found["a"]["rank"] == 1
+    for name, row in found.items():
+        want = stats.t.interval(0.95, 39, losses[name].mean(), stats.sem(losses[name]))
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(want, abs=1e-4)
+    assert found["b"]["p_value"] == pytest.approx(stats.ttest_rel(losses["a"], losses["b"]).pvalue, rel=1e-2)
+
+
+# --- metrics song by song -----------------------------------------------------------------------------------------------------
+
+
+def answers(songs=60, classes=4, seed=0, several=False):
+    draw = np.random.default_rng(seed)
+    names = tuple("abcd"[:classes])
+    rows = []
+    for number in range(songs):
+        chances = draw.dirichlet(np.ones(classes))
+        if several:
+            truth, told = (draw.random(classes) < 0.4, chances > 0.3)
+            label, predicted = ("|".join(itertools.compress(names, held)) for held in (truth, told))
+        else:
+            label, predicted = names[draw.integers(classes)], names[int(chances.argmax())]
+        rows.append(Prediction("test", f"{number}", f"{number}", label, predicted, dict(zip(names, chances, strict=True))))
+    return rows, names
+
+
+@pytest.mark.parametrize("metric", values.JUDGED)
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
+def test_values_average_to_the_metric_and_follow_it(metric, several):
+    name = metric.removeprefix("test/song/")
+    if several and name in ONE_LABEL:
+        return
+    rows, names = answers(several=several)
+
+    def whole(rows):
+        held = torch.tensor([[c in row.label.split("|") for c in names] for row in rows])
+        chances = torch.tensor([[row.probabilities[c] for c in names] for row in rows], dtype=torch.float64)
+        told = torch.tensor([[c in row.predicted.split("|") for c in names] for row in rows])
+        return float(METRICS[name](Scored(chances, held, told, several)))
+
+    found = values.of(metric, rows, names, several=several)
+    assert found.mean() == pytest.approx(whole(rows), abs=1e-6)
+    # A song that is heard many times more pulls the metric along its value: the derivative by its weight.
+    times = 50
+    for number in (0, 7, 23):
+        heard = [row for row in rows for _ in range(times)] + [rows[number]]
+        slope = (whole(heard) - whole(rows)) * (len(rows) * times + 1)
+        assert slope == pytest.approx(found[number] - found.mean(), abs=0.02)
 
 
 @pytest.mark.parametrize("metric", ["test/song/accuracy", "test/song/log_loss"])
@@ -536,7 +603,7 @@ def test_latex_has_a_booktabs_row_each_and_no_bare_specials(board):
     body = [line for line in text.splitlines() if not line.startswith("%") and not line.endswith(r"\\")]
     assert not re.search(r"(?<!\\)[#%&_$]", "\n".join(body))
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {10}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {11}
 
 
 def test_write_leaves_two_whole_files(board, tmp_path):

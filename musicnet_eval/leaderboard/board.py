@@ -22,6 +22,7 @@ from musicnet_eval.errors import ConfigError, RecordError, nearest
 from musicnet_eval.leaderboard.compare import Comparison, judge, over_data_sets
 from musicnet_eval.leaderboard.labels import Settings, labels, marginal, settings
 from musicnet_eval.leaderboard.text import number, plain
+from musicnet_eval.leaderboard.values import PREFIX, UNBOUNDED
 
 METRIC = "test/song/accuracy"
 
@@ -116,6 +117,11 @@ class Row:
     def seconds(self) -> float | None:
         """Give the mean time of training, None where no run has it."""
         return _mean(run.record["seconds"].get("fit") for run in self.runs)
+
+    @property
+    def throughput(self) -> float | None:
+        """Give the mean number of segments trained on in a second, None where no run has it."""
+        return _mean(run.record["throughput"].get("train_segments_per_second") for run in self.runs)
 
     @property
     def parameters(self) -> int:
@@ -239,7 +245,8 @@ def _read(folder: Path, name: str, board: Board) -> Run | None:
         return None
     try:
         rows = (row for row in records.read_predictions(folder) if row.split == "test")
-        tested = tuple(records.Prediction("test", row.song, row.group or row.song, row.label, row.predicted, {}) for row in rows)
+        lean = board.metric.removeprefix(PREFIX) not in UNBOUNDED  # probabilities of a thousand runs are kept only when needed
+        tested = tuple(row._replace(group=row.group or row.song, probabilities={} if lean else row.probabilities) for row in rows)
     except RecordError as error:
         board.missing.append(
             Listed(name, state, f"is ranked, but its songs are not counted: {plain(error).replace(str(folder), name)}")
@@ -277,7 +284,8 @@ def _table(data: str, protocol: str, runs: Iterable[Run], metric: str, by: Seque
 
 def lower_is_better(metric: str) -> bool:
     """Tell whether small is good: losses, calibration errors, and the train-test gap."""
-    return metric.endswith(("loss", "ece", "brier")) or metric.startswith("gap/")
+    name = metric.rpartition("/")[2].removesuffix("_uncalibrated")
+    return name in ("loss", "log_loss", "ece", "ece_adaptive", "brier") or metric.startswith("gap/")
 
 
 # --- chance ---------------------------------------------------------------------------------------------------------------------

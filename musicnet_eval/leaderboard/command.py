@@ -30,6 +30,7 @@ columns:
   gap            segment accuracy, as last measured in training, less that of the test
   parameters     of the network
   fit            mean time of training
+  seg/s          segments trained on in a second
   †              at chance: not above what naming the largest test class reaches in 95 % of cases
 
 examples:

@@ -7,13 +7,15 @@ p value is corrected for all pairs of the table, so that it holds for the best r
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from musicnet_eval import significance
 from musicnet_eval.errors import ConfigError
+from musicnet_eval.leaderboard import values
 from musicnet_eval.leaderboard.text import plain
 
 if TYPE_CHECKING:
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
 
     from musicnet_eval.leaderboard.board import Row, Table
 
-JUDGED = "test/song/accuracy"  # the metric that is a mean over songs, whose values `predictions.csv` holds
-SAME = 1e-5  # metrics come from float32
+SAME = 1e-4  # metrics come from float32, probabilities in `predictions.csv` have six digits
 
 
 class Comparison(NamedTuple):
@@ -46,7 +47,7 @@ class Test:
         scores: Seed by group, scaled so that the mean over groups is a seed's score.
         sizes: Relative size of each group, mean 1.
         songs: Number of songs.
-        hits: Song by song, 1 where right, if there is one run and songs make no groups.
+        hits: Song by song, 1 where right, if there is one run, songs make no groups, and accuracy is judged.
     """
 
     key: object
@@ -64,18 +65,22 @@ def judge(table: Table, baseline: Mapping[str, str] | None = None) -> None:
         baseline: Settings of the row that all others are compared with; none: the best row.
     """
     against = _baseline(table, baseline) if baseline else None
-    if table.metric != JUDGED:
-        table.inference.append(f"No intervals and tests: they need a value for each song, and exist for {JUDGED} only.")
+    if table.metric not in values.JUDGED:
+        names = ", ".join(values.VALUES)
+        table.inference.append(
+            f"No intervals and tests: they need a value for each song, and exist for {values.PREFIX}… ({names})."
+        )
         return
+    bounded = table.metric.removeprefix(values.PREFIX) not in values.UNBOUNDED
     tests: list[tuple[Row, Test]] = []
     refused: defaultdict[str, list[str]] = defaultdict(list)
     for row in table.rows:
-        test = _test(row)
+        test = _test(row, table.metric)
         if isinstance(test, str):
             refused[test].append(row.label)
             continue
         tests.append((row, test))
-        low, high = significance.interval(test.scores, test.sizes, test.songs)
+        low, high = significance.interval(test.scores, test.sizes, test.songs, bounded=bounded)
         row.interval = float(low), float(high)
     table.inference += _interval_notes(tests)
     best = table.rows[0]
@@ -85,7 +90,7 @@ def judge(table: Table, baseline: Mapping[str, str] | None = None) -> None:
         if first and test.key != first.key:
             refused["not tested: other songs, labels, groups, folds or classes than those of the best row"].append(row.label)
     if len(same) > 1:
-        table.inference += _compare(same, against)
+        table.inference += _compare(same, against, 1.0 if bounded else math.inf)
     elif first is None and len(tests) > 1:
         refused["not tested, since the best row cannot be"] = [row.label for row, _ in tests]
     table.inference += [f"{_listing(names)}: {reason}." for reason, names in refused.items()]
@@ -98,20 +103,24 @@ def _listing(names: Sequence[str], most: int = 4) -> str:
 # --- one row --------------------------------------------------------------------------------------------------------------------
 
 
-def _test(row: Row) -> Test | str:
+def _test(row: Row, metric: str) -> Test | str:
     """Lay out a row's songs by seed, or say why that cannot be."""
     import numpy as np
 
-    if any(run.multilabel for run in row.runs):
-        return "no interval, its songs carry several labels"
     if not all(run.tested for run in row.runs):
         return "no interval, a run lacks its predictions of test songs"
     seeds = defaultdict(list)
+    found: dict[str, Any] = {}
     for run in row.runs:
         if len({one.song for one in run.tested}) < len(run.tested):
             return "no interval, a run names a test song twice"
-        if abs(sum(one.label == one.predicted for one in run.tested) / len(run.tested) - (run.number(JUDGED) or 0)) > SAME:
-            return "no interval, predictions.csv gives another accuracy than result.json"
+        names = tuple(map(str, run.record["facts"].get("classes") or ()))
+        try:
+            found[run.name] = values.of(metric, run.tested, names, several=run.multilabel)
+        except KeyError as error:
+            return f"no interval, predictions.csv names a class {plain(error.args[0])} that result.json does not"
+        if not math.isclose(found[run.name].mean(), run.number(metric) or 0, rel_tol=SAME, abs_tol=SAME):
+            return f"no interval, predictions.csv gives another {metric.removeprefix(values.PREFIX)} than result.json"
         seeds[plain(run.record["choices"].get("seed"))].append(run)
     first, *others = ({_song(one.song, one.group, one.label) for run in runs for one in run.tested} for runs in seeds.values())
     if any(other != first for other in others):
@@ -123,7 +132,7 @@ def _test(row: Row) -> Test | str:
             at = [order[_song(one.song, one.group, one.label)] for one in run.tested]
             weight = 1 / (len(runs) * len(run.tested))
             weights[i, at] += weight
-            scores[i, at] += [weight * (one.label == one.predicted) for one in run.tested]
+            scores[i, at] += weight * found[run.name]
     if np.abs(weights - weights[0]).max() > 1e-12:
         return "no interval, its seeds have not the same folds"
     groups = {group: i for i, group in enumerate(sorted({song[0] for song in order}))}
@@ -133,7 +142,8 @@ def _test(row: Row) -> Test | str:
     member[np.arange(len(order)), [groups[song[0]] for song in order]] = len(groups)
     classes = tuple({tuple(map(plain, run.record["facts"].get("classes") or ())) for run in row.runs})
     single = len(row.runs) == len({plain(run.record["choices"].get("fold")) for run in row.runs}) and len(groups) == len(order)
-    hits = (scores[0] > 0).astype(float) if single and len(seeds) == 1 else None
+    counted = single and len(seeds) == 1 and metric == f"{values.PREFIX}accuracy"
+    hits = (scores[0] > 0).astype(float) if counted else None
     key = (classes, tuple(order), tuple(weights[0].round(12)))
     return Test(key, scores @ member, weights[0] @ member, len(order), hits)
 
@@ -145,8 +155,8 @@ def _song(song: str, group: str, label: str) -> tuple[str, str, str]:
 # --- rows against each other ----------------------------------------------------------------------------------------------------
 
 
-def _compare(tests: Sequence[tuple[Row, Test]], baseline: Row | None) -> list[str]:
-    """Compare all pairs of rows, best first, and mark those that cannot be told from the best."""
+def _compare(tests: Sequence[tuple[Row, Test]], baseline: Row | None, most: float) -> list[str]:
+    """Compare all pairs of rows, best first, and mark those that cannot be told from the best; `most` bounds a difference."""
     import numpy as np
 
     rows = [row for row, _ in tests]
@@ -164,7 +174,7 @@ def _compare(tests: Sequence[tuple[Row, Test]], baseline: Row | None) -> list[st
         if i != against:
             less, wide = float(found.difference[i, against]), float(half[i, against])
             label = rows[against].label
-            low, high = max(less - wide, -1.0), min(less + wide, 1.0)
+            low, high = max(less - wide, -most), min(less + wide, most)
             row.comparison = Comparison(label, less, low, high, float(found.p[i, against]), float(corrected[i, against]))
     return _test_notes(tests, rows[against].label if baseline is not None else "", count)
 

@@ -15,14 +15,14 @@ from musicnet_eval.leaderboard.board import Board, Row
 from musicnet_eval.leaderboard.labels import SHOWN
 from musicnet_eval.leaderboard.text import duration, number, plain, probability, size
 
-LINE = ("#", "configuration", "runs", "songs", "mean", "95 % interval", "sd", "p (Holm)", "gap", "parameters", "fit")
-HEADINGS = ("#", "configuration", "runs", "songs", "mean", "sd", "gap", "parameters", "fit")
+LINE = ("#", "configuration", "runs", "songs", "mean", "95 % interval", "sd", "p (Holm)", "gap", "parameters", "fit", "seg/s")
+HEADINGS = ("#", "configuration", "runs", "songs", "mean", "sd", "gap", "parameters", "fit", "seg/s")
 TESTS = ("ci_low", "ci_high", "p_value", "p_holm")
 DIFFERENCE = ("compared_with", "difference", "difference_low", "difference_high")
 COLUMNS = (
     *("data", "protocol", "rank", "label", *SHOWN, "configuration", "runs", "songs", "mean", "sd", *TESTS, "best_group"),
     *DIFFERENCE,
-    *("metric", "seeds", "folds", "groups", "chance", "at_chance", "gap", "parameters", "seconds"),
+    *("metric", "seeds", "folds", "groups", "chance", "at_chance", "gap", "parameters", "seconds", "segments_per_second"),
 )
 NOTHING = "No finished run."
 
@@ -32,7 +32,8 @@ def cells(row: Row) -> tuple[str, ...]:
     mark = " †" if row.chance and row.chance.not_beaten else ""
     scores = (number(row.mean) + mark, number(row.sd), number(row.gap))
     counts = (str(len(row.runs)), str(row.songs or "–"))
-    return (str(row.rank), row.label, *counts, *scores, size(row.parameters), duration(row.seconds))
+    speed = "–" if row.throughput is None else f"{row.throughput:.0f}"
+    return (str(row.rank), row.label, *counts, *scores, size(row.parameters), duration(row.seconds), speed)
 
 
 def line(row: Row) -> tuple[str, ...]:
@@ -75,6 +76,7 @@ def _as_dict(row: Row, metric: str) -> dict[str, Any]:
         "gap": row.gap,
         "parameters": row.parameters,
         "seconds": row.seconds,
+        "segments_per_second": row.throughput,
     }
 
 
