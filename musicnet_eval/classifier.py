@@ -24,6 +24,7 @@ from musicnet_eval import backbones
 from musicnet_eval.contracts import Batch, DataFacts
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.finetune import Finetune, freeze, scale_rates
+from musicnet_eval.losses.pairing import check_pairing, cosine_scale
 from musicnet_eval.metrics import (
     Heard,
     SegmentScores,
@@ -49,7 +50,8 @@ class MusicClassifier(lightning.LightningModule):
         num_songs: Length of the data set's list of tracks.
         backbone: Name of the network (`backbones.build`).
         backbone_options: Its options.
-        loss: `loss(scores, label)`, or a partial that gets `num_classes` and `class_counts` as its signature accepts.
+        loss: `loss(scores, label)`, or a partial that gets `num_classes` and `class_counts` as its signature accepts. What it
+            needs and takes it says by the attributes of `losses.pairing`.
         optimizer: Partial that gets `params`, in groups by rate and weight decay.
         scheduler: Partial that gets `optimizer` and `total_steps` as its signature accepts; None keeps the rate. It steps with
             the optimizer, or, if it is a `ReduceLROnPlateau` with an attribute `monitor`, once an epoch on that metric.
@@ -88,6 +90,9 @@ class MusicClassifier(lightning.LightningModule):
             self.backbone.to(memory_format=torch.channels_last)
         usual = nn.BCEWithLogitsLoss() if facts.multilabel else nn.CrossEntropyLoss()
         self.loss: nn.Module = finish(loss or usual, num_classes=classes, class_counts=facts.class_counts)
+        self.cosine_scale = cosine_scale(self.loss)
+        if self.cosine_scale is not None:
+            backbones.give_cosine_head(self.backbone, backbone, facts.image_shape, self.cosine_scale)
         self.make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self.make_scheduler = scheduler
         self.finetune = finetune or Finetune()
@@ -113,6 +118,17 @@ class MusicClassifier(lightning.LightningModule):
 
     # --- training ---
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            augment = getattr(getattr(self.trainer, "datamodule", None), "augment", None)
+            parts = augment.modules() if isinstance(augment, nn.Module) else [augment]
+            check_pairing(
+                self.loss,
+                multilabel=self.facts.multilabel,
+                mixes_labels=any(getattr(part, "mixes_labels", False) for part in parts),
+                endless=self.trainer.max_epochs == -1 and self.trainer.max_steps == -1,
+            )
+
     def on_fit_start(self) -> None:
         if self.finetune.changes and self.trainer.world_size > 1:
             raise ConfigError(
@@ -131,12 +147,16 @@ class MusicClassifier(lightning.LightningModule):
         del batch, batch_idx
         set_progress = getattr(self.loss, "set_progress", None)  # a loss that changes over the training
         if callable(set_progress):
-            set_progress(self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
+            # Where nobody knows how long the training is, it is always at its beginning.
+            set_progress(min(1.0, self.global_step / max(1.0, float(self.trainer.estimated_stepping_batches))))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         del batch_idx
         scores, label = self(batch["image"]), batch["label"]
         loss = self._loss(scores, label, "train")
+        if getattr(self.loss, "validate_args", False):
+            # To look at values makes the CPU wait for the device: done for the first batch alone.
+            cast(Any, self.loss).validate_args = False
         for name, measure in (("accuracy", right), ("log_loss", running_log_loss)):
             value = measure(scores.detach(), label, multilabel=self.facts.multilabel)
             cast(MeanMetric, self.running[name]).update(value, len(label))
@@ -202,7 +222,7 @@ class MusicClassifier(lightning.LightningModule):
         self.log(f"{split}/segment/loss", _take(self.losses[f"{split}_loss"]))
 
     def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
-        loss: Tensor = self.loss(scores, label)
+        loss: Tensor = self.loss(scores if self.cosine_scale is None else scores / self.cosine_scale, label)
         cast(MeanMetric, self.losses[f"{split}_loss"]).update(loss.detach(), len(label))
         return loss
 

@@ -12,6 +12,7 @@ import itertools
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def _predictions(split: str, data: Any, votes: Any) -> list[records.Prediction]:
     return rows
 
 
-def load_weights(model: Any, checkpoint: Path, prefix: str = "") -> None:
-    """Load a checkpoint's weights, tensors only; with a prefix, those below it.
+def load_weights(model: Any, checkpoint: Path, prefix: str = "", fit: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Load a checkpoint's weights, tensors only; with a prefix, those below it. `fit` may first make the model fit them.
 
     Raises:
         RecordError: No such file, a file that is no checkpoint or holds more than tensors, or one of another network.
@@ -96,6 +97,8 @@ def load_weights(model: Any, checkpoint: Path, prefix: str = "") -> None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, zipfile.BadZipFile, OSError) as error:
         raise RecordError(f"'{checkpoint}' is not a checkpoint of tensors only ({str(error).splitlines()[0]}).") from None
     state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if fit is not None:
+        fit(state)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ def load_run(folder: Path | str, plugins: Sequence[str] = ()) -> LoadedRun:
     config = record["config"]
     front = config["datamodule"]["spectrogram"]
     configs.check_stored({"spectrogram": front}, plugins)
-    from musicnet_eval.backbones import build
+    from musicnet_eval.backbones import build, fit_head
     from musicnet_eval.evaluate import load_weights
 
     options = {**config["backbone_options"], "pretrained": False, "checkpoint_path": None}
@@ -116,7 +117,8 @@ def load_run(folder: Path | str, plugins: Sequence[str] = ()) -> LoadedRun:
         stored = config.get("plugins") or []
         hint = f" The run was trained with plugins={stored}: name them, if you trust them." if set(stored) - set(plugins) else ""
         raise RecordError(f"{error}{hint}") from None
-    load_weights(network, run / "checkpoints" / "best.ckpt", prefix="backbone.")
+    head = partial(fit_head, network, config["backbone"], tuple(shape))
+    load_weights(network, run / "checkpoints" / "best.ckpt", prefix="backbone.", fit=head)
     spectrogram = configs.build(front, "spectrogram")
     if record["facts"].get("band_statistics"):
         spectrogram.learn(record["facts"]["band_statistics"])

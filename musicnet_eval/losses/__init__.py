@@ -12,6 +12,7 @@ What is the paper's and what is ours: the formula printed in the paper (Li et al
 
 from musicnet_eval.losses.balanced_trusted import BalancedTrustedLoss, balanced_trusted_loss, sample_trust
 from musicnet_eval.losses.baselines import (
+    AsymmetricSingleLabelLoss,
     ConfidencePenaltyLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
@@ -19,10 +20,15 @@ from musicnet_eval.losses.baselines import (
     SymmetricCrossEntropyLoss,
 )
 from musicnet_eval.losses.class_balance import log_class_prior, make_class_weights
+from musicnet_eval.losses.margins import CosineMarginLoss
+from musicnet_eval.losses.multilabel import AsymmetricLoss
 
 __all__ = [
+    "AsymmetricLoss",
+    "AsymmetricSingleLabelLoss",
     "BalancedTrustedLoss",
     "ConfidencePenaltyLoss",
+    "CosineMarginLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "Poly1Loss",

@@ -78,6 +78,7 @@ class BalancedTrustedLoss(nn.Module):
     tensor([0.1353, 1.0000])
     """
 
+    multilabel = False
     weight: Tensor | None
     log_prior: Tensor | None
     progress: Tensor
@@ -112,6 +113,7 @@ class BalancedTrustedLoss(nn.Module):
         self.trust_warmup = check_number("trust_warmup", trust_warmup, lambda v: 0 <= v < 1, "in [0, 1), a share of the training")
         self.trust_prior_tau = check_number("trust_prior_tau", trust_prior_tau, math.isfinite, "finite (0: off)")
         self.ignore_index, self.reduction, self.validate_args = ignore_index, check_reduction(reduction), validate_args
+        self.counted = isinstance(class_weight, str)
         counts = None if class_counts is None else check_counts(class_counts, num_classes)
         ones = [1.0] * num_classes  # also where no weights are asked for, their numbers are checked
         weight = make_class_weights(
@@ -122,6 +124,16 @@ class BalancedTrustedLoss(nn.Module):
         self.register_buffer("log_prior", log_prior)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float32))
         self._check_parts()
+
+    @property
+    def needs_class_counts(self) -> bool:
+        """Whether a part that is switched on is made of the class counts."""
+        return self.counted or bool(self.logit_adjust_tau or self.trust_prior_tau)
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether the trust warms up."""
+        return bool(self.trust_strength and self.trust_warmup)
 
     def _check_parts(self) -> None:
         for key in ("logit_adjust_tau", "trust_prior_tau"):
@@ -171,7 +183,7 @@ class BalancedTrustedLoss(nn.Module):
 
     def _strength(self) -> float | Tensor:
         """Return q at the present progress: a tensor on its device where there is a warm-up, so that nothing waits for a GPU."""
-        if not self.trust_strength or not self.trust_warmup:
+        if not self.needs_progress:
             return self.trust_strength
         return (self.progress * (self.trust_strength / self.trust_warmup)).clamp(max=self.trust_strength)
 
@@ -253,7 +265,7 @@ def _index_cross_entropy(
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, epsilon: float) -> tuple[Tensor, None, Tensor]:
-    """Return cross-entropy to the weighted, smoothed distribution `[B]`, None (the rows hold their weight), and what all count."""
+    """Return cross-entropy to the weighted, smoothed distribution `[B]`, None (its rows hold the weight), and its sum."""
     weighted = target if weight is None else target * weight
     size = weighted.sum(dim=1)
     if epsilon:

@@ -1,8 +1,9 @@
 """Known losses of the literature that neither torch nor every supported timm has in a right form: what ours is compared with.
 
-All take the target as `[B]` index or `[B, C]` distribution (mixup), are finite wherever the logits are, and have no
-`ignore_index`. Weighted, class-balanced and logit-adjusted cross-entropy are `BalancedTrustedLoss` without trust and smoothing:
-see `conf/loss`. In the formulas p = softmax(logits), y is the target distribution (one-hot for an index), C the classes.
+All take one label a track, as `[B]` index or `[B, C]` distribution (mixup), are finite wherever the logits are, and have no
+`ignore_index`. They are written with the surprise -log p, of which an index needs one number a row: most of their speed.
+Weighted, class-balanced and logit-adjusted cross-entropy are `BalancedTrustedLoss` without trust and smoothing: see `conf/loss`.
+In the formulas p = softmax(logits), y is the target distribution (one-hot for an index), C the classes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 from musicnet_eval.losses.balanced_trusted import full_precision
 from musicnet_eval.losses.checks import check_number, check_reduction, check_shapes
+
+NO_INDEX = torch.iinfo(torch.int64).min  # torch ignores rows of -100 unless told otherwise; here such a row is an error
 
 
 class FocalLoss(nn.Module):
@@ -32,6 +35,8 @@ class FocalLoss(nn.Module):
         Lin, Goyal, Girshick, He, Dollár: "Focal Loss for Dense Object Detection", ICCV 2017 (there with sigmoids).
     """
 
+    multilabel = False
+
     def __init__(self, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__()
         self.gamma = check_number("gamma", gamma, lambda v: v >= 0, "0 or more (0: cross-entropy)")
@@ -39,10 +44,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch; see the class for shapes."""
-        log_p = log_probabilities(logits, target)
-        # 1 - p without cancellation; the floor keeps the gradient finite where gamma < 1 and p rounds to 1
-        miss = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
-        return reduce(over_target(-(miss**self.gamma) * log_p, target), self.reduction)
+        return reduce(over_target(focus(surprise(logits, target), self.gamma), target), self.reduction)
 
 
 class GeneralizedCrossEntropyLoss(nn.Module):
@@ -62,6 +64,8 @@ class GeneralizedCrossEntropyLoss(nn.Module):
         Zhang, Sabuncu: "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", NeurIPS 2018.
     """
 
+    multilabel = False
+
     def __init__(self, q: float = 0.7, reduction: str = "mean") -> None:
         super().__init__()
         self.q = check_number("q", q, lambda v: 0 < v <= 1, "in (0, 1] (near 0: cross-entropy, 1: absolute error)")
@@ -69,8 +73,8 @@ class GeneralizedCrossEntropyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch; see the class for shapes."""
-        log_p = log_probabilities(logits, target)
-        return reduce(over_target(-torch.expm1(self.q * log_p) / self.q, target), self.reduction)
+        nats = surprise(logits, target)
+        return reduce(over_target(torch.expm1(-self.q * nats) / -self.q, target), self.reduction)
 
 
 class SymmetricCrossEntropyLoss(nn.Module):
@@ -92,6 +96,8 @@ class SymmetricCrossEntropyLoss(nn.Module):
         Wang, Ma, Chen, Luo, Yi, Bailey: "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV 2019.
     """
 
+    multilabel = False
+
     def __init__(self, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0, reduction: str = "mean") -> None:
         super().__init__()
         self.alpha = check_number("alpha", alpha, lambda v: v >= 0, "0 or more")
@@ -101,13 +107,12 @@ class SymmetricCrossEntropyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch; see the class for shapes."""
-        log_p = log_probabilities(logits, target)
-        p = log_p.exp()
+        nats = surprise(logits, target)
         if target.is_floating_point():
-            reverse = -(p * target.to(p.dtype).log().clamp(min=self.log_zero)).sum(dim=1)
+            reverse = -(torch.exp(-nats) * target.to(nats.dtype).log().clamp(min=self.log_zero)).sum(dim=1)
         else:
-            reverse = -self.log_zero * (1.0 - over_target(p, target))
-        return reduce(self.alpha * over_target(-log_p, target) + self.beta * reverse, self.reduction)
+            reverse = self.log_zero * torch.expm1(-nats)
+        return reduce(self.alpha * over_target(nats, target) + self.beta * reverse, self.reduction)
 
 
 class Poly1Loss(nn.Module):
@@ -127,6 +132,8 @@ class Poly1Loss(nn.Module):
         Leng et al.: "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", ICLR 2022.
     """
 
+    multilabel = False
+
     def __init__(self, epsilon: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         self.epsilon = check_number("epsilon", epsilon, lambda v: v >= -1, "-1 or more (0: cross-entropy)")
@@ -134,8 +141,8 @@ class Poly1Loss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch; see the class for shapes."""
-        log_p = log_probabilities(logits, target)
-        return reduce(over_target(-log_p - self.epsilon * torch.expm1(log_p), target), self.reduction)
+        nats = surprise(logits, target)
+        return reduce(over_target(nats - self.epsilon * torch.expm1(-nats), target), self.reduction)
 
 
 class ConfidencePenaltyLoss(nn.Module):
@@ -156,6 +163,8 @@ class ConfidencePenaltyLoss(nn.Module):
         ICLR 2017 workshop.
     """
 
+    multilabel = False
+
     def __init__(self, beta: float = 0.1, reduction: str = "mean") -> None:
         super().__init__()
         self.beta = check_number("beta", beta, lambda v: v >= 0, "0 or more (0: cross-entropy)")
@@ -163,22 +172,89 @@ class ConfidencePenaltyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch; see the class for shapes."""
-        log_p = log_probabilities(logits, target)
+        check_shapes(logits, target, num_classes=logits.shape[-1])
+        log_p = F.log_softmax(full_precision(logits), dim=1)
         negative_entropy = (log_p.exp() * log_p).sum(dim=1)
-        return reduce(over_target(-log_p, target) + self.beta * negative_entropy, self.reduction)
+        return reduce(over_target(picked(log_p, target), target) + self.beta * negative_entropy, self.reduction)
 
 
-def log_probabilities(logits: Tensor, target: Tensor) -> Tensor:
-    """Return log p in float32 or better, `[B, C]`, after a look at the shapes."""
+class AsymmetricSingleLabelLoss(nn.Module):
+    """Weigh smoothed cross-entropy by how wrong each class is: the asymmetric loss in its authors' form for one label a track.
+
+    With the smoothed target s = (1 - label_smoothing) y + label_smoothing / C, the loss is
+    -sum_c s_c [y_c (1 - p_c)^gamma_positive + (1 - y_c) p_c^gamma_negative] log p_c.
+
+    It is not in the paper, only in its authors' code. Limits: without smoothing it is the focal loss with gamma_positive, and
+    gamma_negative does nothing; with both gammas 0 it is label smoothing. At the defaults it is cross-entropy times
+    (1 - label_smoothing + label_smoothing / C), plus a weak pull on wrong classes that have become likely.
+
+    Args:
+        gamma_positive: Focus on the label's class, 0 or more.
+        gamma_negative: Focus on the other classes, 0 or more.
+        label_smoothing: Epsilon in [0, 1).
+        reduction: `mean`, `sum` or `none`.
+
+    Shape:
+        logits: `[B, C]`; target: `[B]` int or `[B, C]` float; output: scalar, or `[B]` with `reduction="none"`.
+
+    Reference:
+        Ridnik et al.: "Asymmetric Loss For Multi-Label Classification", ICCV 2021; the single-label form is their code's.
+    """
+
+    multilabel = False
+
+    def __init__(
+        self, gamma_positive: float = 0.0, gamma_negative: float = 4.0, label_smoothing: float = 0.1, reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        self.gamma_positive = check_number("gamma_positive", gamma_positive, lambda v: v >= 0, "0 or more")
+        self.gamma_negative = check_number("gamma_negative", gamma_negative, lambda v: v >= 0, "0 or more")
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, lambda v: 0 <= v < 1, "in [0, 1) (0: off)")
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a batch; see the class for shapes."""
+        check_shapes(logits, target, num_classes=logits.shape[-1])
+        log_p = F.log_softmax(full_precision(logits), dim=1)
+        rest, nats = self.label_smoothing / logits.shape[1], picked(log_p, target)
+        positive = focus(nats, self.gamma_positive)
+        if target.is_floating_point():
+            y = target.to(nats.dtype)
+            smoothed = (1.0 - self.label_smoothing) * y + rest
+            negative = torch.exp(-self.gamma_negative * nats) * nats
+            return reduce((smoothed * torch.lerp(negative, positive, y)).sum(dim=1), self.reduction)
+        loss = (1.0 - self.label_smoothing + rest) * positive
+        if rest:
+            others = torch.full_like(log_p, rest, requires_grad=False).scatter_(1, target.long().unsqueeze(1), 0.0)
+            loss = loss - (others * log_p * torch.exp(self.gamma_negative * log_p)).sum(dim=1)
+        return reduce(loss, self.reduction)
+
+
+def surprise(logits: Tensor, target: Tensor) -> Tensor:
+    """Return -log p in float32 or better, after a look at the shapes: `[B]` for an index, `[B, C]` for a distribution."""
     check_shapes(logits, target, num_classes=logits.shape[-1])
-    return F.log_softmax(full_precision(logits), dim=1)
+    if target.is_floating_point():
+        return -F.log_softmax(full_precision(logits), dim=1)
+    return F.cross_entropy(full_precision(logits), target.long(), reduction="none", ignore_index=NO_INDEX)
+
+
+def focus(nats: Tensor, gamma: float) -> Tensor:
+    """Weigh the surprise by (1 - p)^gamma."""
+    if not gamma:
+        return nats
+    # 1 - p without cancellation; the floor keeps the gradient finite where gamma < 1 and p rounds to 1
+    miss = (-torch.expm1(-nats)).clamp(min=torch.finfo(nats.dtype).tiny)
+    return torch.pow(miss, gamma) * nats
+
+
+def picked(log_p: Tensor, target: Tensor) -> Tensor:
+    """Return -log p: `[B]` for an index, `[B, C]` for a distribution."""
+    return -log_p if target.is_floating_point() else F.nll_loss(log_p, target.long(), reduction="none", ignore_index=NO_INDEX)
 
 
 def over_target(values: Tensor, target: Tensor) -> Tensor:
-    """Average the `[B, C]` values over the target of each row: pick the index, or weigh by the distribution; `[B]`."""
-    if target.is_floating_point():
-        return (values * target.to(values.dtype)).sum(dim=1)
-    return values.gather(1, target.long().unsqueeze(1)).squeeze(1)
+    """Average over the target of each row, `[B]`: `[B, C]` values by a distribution, the `[B]` of an index as they are."""
+    return (values * target.to(values.dtype)).sum(dim=1) if target.is_floating_point() else values
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

@@ -12,6 +12,7 @@ from musicnet_eval.errors import ConfigError
 
 REDUCTIONS = ("mean", "sum", "none")
 ROW_SUM_TOLERANCE = 1e-2  # half-precision mixup rows stay well inside it, a multi-label row does not
+COSINE_TOLERANCE = 1e-2  # half precision rounds that far
 
 
 def check_number(name: str, value: float, allowed: Callable[[float], bool], rule: str) -> float:
@@ -66,3 +67,39 @@ def check_values(target: Tensor, num_classes: int, ignore_index: int) -> None:
             f"target holds the class index {wrong[0].item()}, but each must lie in 0..{num_classes - 1} "
             f"or be loss.ignore_index={ignore_index}. Mend the labels or loss.num_classes={num_classes}."
         )
+
+
+def check_many_hot(logits: Tensor, target: Tensor, *, values: bool) -> None:
+    """Raise ValueError unless logits and target are `[B, C]` float, the target in [0, 1]; only `values` waits for a GPU."""
+    if not logits.is_floating_point() or logits.ndim != 2:
+        raise ValueError(f"logits are {list(logits.shape)} {logits.dtype}, but must be floating [B, C].")
+    if not target.is_floating_point() or target.shape != logits.shape:
+        raise ValueError(
+            f"target is {list(target.shape)} {target.dtype}, but must be {list(logits.shape)} float: 1 for each label a track "
+            "carries. For one label a track use loss=cross_entropy."
+        )
+    if values and not ((target >= 0) & (target <= 1)).all():  # NaN is neither
+        raise ValueError(
+            "target holds a value outside [0, 1]. Give 1 for a label that a track carries, 0 for one that it does not."
+        )
+
+
+def check_cosines(cosines: Tensor, target: Tensor, *, values: bool) -> None:
+    """Raise ValueError unless cosines are `[B, C]` float in [-1, 1] and the target `[B]` int; only `values` waits for a GPU."""
+    if not cosines.is_floating_point() or cosines.ndim != 2:
+        raise ValueError(f"cosines are {list(cosines.shape)} {cosines.dtype}, but must be floating [B, C].")
+    if target.is_floating_point():
+        raise ValueError("A margin loss takes class indices [B], not distributions [B, C]: a mixture of labels has no margin.")
+    if target.dtype == torch.bool or target.is_complex() or target.shape != cosines.shape[:1]:
+        raise ValueError(f"target is {list(target.shape)} {target.dtype}, but must be [{cosines.shape[0]}] int (class index).")
+    if values and not (cosines.detach().abs() <= 1.0 + COSINE_TOLERANCE).all() and cosines.isfinite().all():
+        raise ValueError(
+            f"cosines reach {cosines.abs().max().item():.3g}, but must lie in [-1, 1]. "
+            "Give the scores of a CosineHead divided by its scale."
+        )
+    if values and target.numel():
+        low, high = torch.aminmax(target)
+        if int(low) < 0 or int(high) >= cosines.shape[1]:
+            raise ValueError(
+                f"target holds indices from {int(low)} to {int(high)}, but each must lie in 0..{cosines.shape[1] - 1}."
+            )
