@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from musicnet_eval import mp3
 from musicnet_eval.errors import AudioError
 
 Pcm = NDArray[np.int16]
@@ -162,6 +163,13 @@ def _opened(path: Path) -> Iterator[Source]:
             yield source
         return
     with file:
+        if file.format == "MP3" and not mp3.states_length(path):
+            counted = mp3.seconds(path)
+            if file.frames < (counted - LOST_SECONDS) * file.samplerate:
+                read = f"libsndfile reads {file.frames / file.samplerate:.1f} s of its {counted:.1f} s, which no header states"
+                with _through_ffmpeg(path, read) as source:
+                    yield source
+                return
         frames, vouched = _claim(file, path)
         yield Source(file.samplerate, frames, vouched, _sound_blocks(file))
 
@@ -190,28 +198,17 @@ def _check_file(path: Path) -> None:
 def _claim(file: Any, path: Path) -> tuple[int, bool]:
     """Give the frames of a file by its header, and whether the header is one to be held to.
 
-    libsndfile corrects the header of a cut WAV, AIFF, AU or W64 by the file's length, and says so in its log. For an MP3 without
-    a Xing or VBRI header it guesses from the bit rate. An Ogg stream states no length, but each of its pages does.
+    libsndfile corrects the header of a cut WAV, AIFF, AU or W64 by the file's length, and says so in its log. For an MP3 whose
+    length no header states it guesses from the bit rate. An Ogg stream states no length, but each of its pages does.
     """
     if file.format == "MP3":
-        return file.frames, _states_length(path)
+        return file.frames, mp3.states_length(path)
     if file.format == "OGG" and _ends_in_mid_page(path):
         raise AudioError(path, "is cut: its last Ogg page is not whole")
     cut = _CUT.search(file.extra_info)
     if cut and int(cut[1]) < _UNKNOWN and int(cut[2]):
         return round(file.frames * int(cut[1]) / int(cut[2])), True
     return file.frames, True
-
-
-def _states_length(mp3: Path) -> bool:
-    with mp3.open("rb") as file:
-        head = file.read(10)
-        tag = 0
-        if head[:3] == b"ID3" and len(head) == 10:
-            tag = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-        file.seek(tag)
-        first = file.read(2048)
-    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _ends_in_mid_page(ogg: Path) -> bool:

@@ -151,7 +151,7 @@ class DecodedCache:
         try:
             with temporary.open("wb") as file:
                 for block in blocks(source, self.sample_rate, self.max_seconds, self.channels):
-                    file.write(block.data.cast("B"))
+                    file.write(block.tobytes())
                     full += int(np.count_nonzero((block == 32767) | (block == -32768)))
                     total += block.size
                 file.flush()

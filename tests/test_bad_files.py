@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
-from musicnet_eval import records
+from musicnet_eval import mp3, records
 from musicnet_eval.audio import decode
 from musicnet_eval.bad_files import CHOICES, settle, with_known_faults
 from musicnet_eval.cache import DecodedCache
@@ -171,6 +173,39 @@ def test_a_length_that_the_writer_never_knew_is_no_claim(tmp_path: Path) -> None
         content[at : at + 4] = struct.pack("<I", unknown)
         path.write_bytes(content)
         assert len(decode(path, RATE)) == 10 * RATE
+
+
+def without_length(path: Path, sound: np.ndarray, **options: Any) -> Path:
+    """Write an MP3 and take away its first frame, which states the length."""
+    content = written(path, sound, 44100, **options).read_bytes()
+    assert mp3.states_length(path)
+    first = mp3.header(content[:4])
+    assert first is not None
+    return with_bytes(path, content[first.size :])
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_whose_length_no_header_states_is_used_whole(tmp_path: Path, mode: str) -> None:
+    """libsndfile alone reads 4 of the 12 seconds of the second one, and says nothing."""
+    sound = np.concatenate([0.3 * np.random.default_rng(0).standard_normal(3 * 44100), 0.1 * np.sin(0.05 * np.arange(9 * 44100))])
+    path = without_length(tmp_path / "a.mp3", sound, bitrate_mode=mode, compression_level=0.5)
+    assert not mp3.states_length(path)
+    alone = soundfile.info(path).duration
+    assert (alone < 6) is (mode == "VARIABLE")
+    with av.open(path) as container:
+        want = sum(frame.samples for frame in container.decode(audio=0)) / 44100
+    assert abs(want - 12) < 0.1
+    assert abs(len(decode(path, 22050)) / 22050 - want) < 0.03
+    assert abs(mp3.seconds(path) - want) < 0.03
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
+def test_frames_of_every_rate_are_counted(tmp_path: Path, rate: int) -> None:
+    path = written(tmp_path / "a.mp3", 0.1 * np.random.default_rng(0).standard_normal((5 * rate, 2)), rate)
+    with av.open(path) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+    samples = {True: 1152, False: 576}[rate >= 32_000]
+    assert mp3.seconds(path) == pytest.approx((len(packets) + 1) * samples / rate)  # the first one holds the length alone
 
 
 # --- what is done about them ---
