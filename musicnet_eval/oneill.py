@@ -110,23 +110,32 @@ def _density(tune: Tune, notes: list[Note]) -> float:
     return round(len({n.onset for n in notes}) * beat / quarters, 4)
 
 
+def _once(found: list[Candidate]) -> list[Candidate]:
+    """Keep the first transcription of each number of a book (some come twice), and of tunes with the same notes."""
+    first: dict[object, str] = {}
+    for candidate in found:
+        for key in (candidate.work, tuple(candidate.notes)):
+            first.setdefault(key, candidate.name)
+    return [c for c in found if first[c.work] == first[tuple(c.notes)] == c.name]
+
+
 def tunes(label: str) -> list[Candidate]:
     """List the candidates of a class of `tunetype` in O'Neill, in the order of their hash."""
     found = folk_tunes(label, *ONEILL, lambda tune: _in_oneill(tune) == label)
-    return shuffled(label, (_tied(candidate) for _, candidate in found), ONSETS)
+    return _once(shuffled(label, (_tied(candidate) for _, candidate in found), ONSETS))
 
 
 def others(label: str) -> list[Candidate]:
     """List the candidates of a class in Ryan's collection, in the order of their hash."""
     found = folk_tunes(label, *RYANS, lambda tune: _in_ryan(tune) == label)
-    return shuffled(label, (_tied(candidate) for _, candidate in found), ONSETS)
+    return _once(shuffled(label, (_tied(candidate) for _, candidate in found), ONSETS))
 
 
 def airs(label: str) -> list[Candidate]:
     """List the candidates of a class of `expression`, in the order of their hash."""
     found = folk_tunes(label, *ONEILL, lambda tune: tune.number <= AIRS and mark(tune) == label)
     counted = (candidate._replace(density=_density(tune, candidate.notes)) for tune, candidate in found)
-    return shuffled(label, (c for c in counted if len(c.notes) >= BEATS * (c.density or 1)), 0)
+    return _once(shuffled(label, (c for c in counted if len(c.notes) >= BEATS * (c.density or 1)), 0))
 
 
 def choices() -> dict[str, Shipped]:
