@@ -1,20 +1,17 @@
-"""The baselines among the losses against plain loops, calculus and limits; every preset of `conf/loss` built and trained."""
+"""The baselines among the losses against plain loops, calculus, limits, torchvision and timm."""
 
-import inspect
 import math
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.loss
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.losses import (
+    AsymmetricSingleLabelLoss,
     BalancedTrustedLoss,
     ConfidencePenaltyLoss,
     FocalLoss,
@@ -23,9 +20,14 @@ from musicnet_eval.losses import (
     SymmetricCrossEntropyLoss,
 )
 
-BASELINES = [FocalLoss, GeneralizedCrossEntropyLoss, SymmetricCrossEntropyLoss, Poly1Loss, ConfidencePenaltyLoss]
-PRESETS = sorted((Path(__file__).parents[1] / "conf/loss").glob("*.yaml"))
-COUNTS = (100, 40, 10)
+BASELINES = [
+    FocalLoss,
+    GeneralizedCrossEntropyLoss,
+    SymmetricCrossEntropyLoss,
+    Poly1Loss,
+    ConfidencePenaltyLoss,
+    AsymmetricSingleLabelLoss,
+]
 LOGITS = torch.randn(32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
 INDEX = torch.randint(3, (32,), generator=torch.Generator().manual_seed(1))
 SOFT = torch.softmax(torch.randn(32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), dim=1)
@@ -56,6 +58,12 @@ FORMULAS = [
     ),
     (Poly1Loss(1.5), lambda y, p: entropy_like(y, p) + 1.5 * sum(yc * (1 - pc) for yc, pc in zip(y, p, strict=True))),
     (ConfidencePenaltyLoss(0.2), lambda y, p: entropy_like(y, p) - 0.2 * entropy_like(p, p)),
+    (
+        AsymmetricSingleLabelLoss(1.5, 2.5, 0.3),
+        lambda y, p: sum(
+            -(0.7 * yc + 0.1) * (yc * (1 - pc) ** 1.5 + (1 - yc) * pc**2.5) * math.log(pc) for yc, pc in zip(y, p, strict=True)
+        ),
+    ),
 ]
 
 
@@ -76,6 +84,7 @@ def test_baseline_equals_a_plain_loop(loss, formula, target):
         (SymmetricCrossEntropyLoss(alpha=0.5, beta=0.0), 0.5),
         (Poly1Loss(epsilon=0.0), 1.0),
         (ConfidencePenaltyLoss(beta=0.0), 1.0),
+        (AsymmetricSingleLabelLoss(gamma_negative=0.0, label_smoothing=0.0), 1.0),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -116,6 +125,8 @@ def test_baseline_computes_half_precision_in_float32(loss):
 def test_baseline_tells_of_wrong_inputs(loss):
     with pytest.raises(ValueError, match="must be"):
         loss()(LOGITS, torch.zeros(5, dtype=torch.long))
+    with pytest.raises((IndexError, RuntimeError)):  # -100 is no way out of a batch here, as it is of torch's cross-entropy
+        loss()(LOGITS, torch.full((32,), -100))
     with pytest.raises(ConfigError, match=r"loss\.reduction"):
         loss(reduction="median")
 
@@ -131,6 +142,9 @@ def test_baseline_tells_of_wrong_inputs(loss):
         (SymmetricCrossEntropyLoss, {"log_zero": 0.0}),
         (Poly1Loss, {"epsilon": -1.5}),
         (ConfidencePenaltyLoss, {"beta": math.nan}),
+        (AsymmetricSingleLabelLoss, {"gamma_positive": -1.0}),
+        (AsymmetricSingleLabelLoss, {"gamma_negative": math.inf}),
+        (AsymmetricSingleLabelLoss, {"label_smoothing": 1.0}),
     ],
 )
 def test_baseline_names_the_key_of_a_wrong_argument(loss, kwargs):
@@ -138,66 +152,20 @@ def test_baseline_names_the_key_of_a_wrong_argument(loss, kwargs):
         loss(**kwargs)
 
 
-# --- the presets --------------------------------------------------------------------------------------------------------------
-def build(preset, num_classes=3, class_counts=COUNTS):
-    """Build `conf/loss/<preset>.yaml` as the classifier does: a partial gets those facts that its signature accepts."""
-    loss = instantiate(OmegaConf.load(preset))
-    if isinstance(loss, partial):
-        facts = {"num_classes": num_classes, "class_counts": class_counts}
-        loss = loss(**{name: value for name, value in facts.items() if name in inspect.signature(loss).parameters})
-    return loss
+# --- against other libraries --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
+def test_focal_equals_torchvisions_for_two_classes(gamma):
+    """With logits (0, z) the softmax form is the sigmoid form on z; torchvision has only the latter."""
+    z, y = LOGITS[:, 0], (INDEX > 0).long()
+    expected = sigmoid_focal_loss(z, y.double(), alpha=-1, gamma=gamma, reduction="none")
+    close(FocalLoss(gamma, reduction="none")(torch.stack([torch.zeros_like(z), z], dim=1), y), expected)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_preset_trains_a_separable_problem(preset):
-    generator = torch.Generator().manual_seed(0)
-    target = torch.arange(3).repeat(20)
-    inputs = F.one_hot(target, 3) * 2.0 + 0.3 * torch.randn(60, 3, generator=generator)
-    model, loss = nn.Linear(3, 3), build(preset)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    before = loss(model(inputs), target).item()
-    for step in range(30):
-        if hasattr(loss, "set_progress"):
-            loss.set_progress(step / 30)
-        optimizer.zero_grad()
-        loss(model(inputs), target).backward()
-        optimizer.step()
-    assert loss(model(inputs), target).item() < 0.8 * before
-    assert (model(inputs).argmax(dim=1) == target).float().mean() > 0.9
+@pytest.mark.parametrize(("positive", "negative", "smoothing"), [(0.0, 4.0, 0.1), (1.0, 4.0, 0.1), (2.0, 1.0, 0.0)])
+def test_asymmetric_loss_of_one_label_equals_timms(positive, negative, smoothing):
+    expected = timm.loss.AsymmetricLossSingleLabel(gamma_pos=positive, gamma_neg=negative, eps=smoothing)(LOGITS, INDEX)
+    close(AsymmetricSingleLabelLoss(positive, negative, smoothing)(LOGITS, INDEX), expected)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_preset_takes_both_targets_and_opens_with_what_it_is(preset):
-    loss = build(preset)
-    assert loss(LOGITS.float(), INDEX).isfinite()
-    assert loss(LOGITS.float(), SOFT.float()).isfinite()
-    assert preset.read_text().startswith("# ")
-
-
-def test_presets_are_what_their_formulas_say():
-    preset = {path.stem: build(path) for path in PRESETS}
-    smoothed = partial(F.cross_entropy, LOGITS, INDEX)
-    shares = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
-    close(preset["cross_entropy"](LOGITS, INDEX), smoothed())
-    close(preset["balanced_trusted"](LOGITS, INDEX), smoothed(label_smoothing=1e-3))
-    close(preset["label_smoothing"](LOGITS, INDEX), smoothed(label_smoothing=0.1))
-    close(preset["weighted_cross_entropy"](LOGITS, INDEX), smoothed(weight=1 / shares), 1e-6)
-    effective = (1 - 0.999) / (1 - 0.999 ** torch.tensor(COUNTS, dtype=torch.float64))
-    close(preset["class_balanced"](LOGITS, INDEX), smoothed(weight=effective), 1e-6)
-    close(preset["logit_adjusted"](LOGITS, INDEX), F.cross_entropy(LOGITS + shares.log(), INDEX), 1e-6)
-
-
-def test_class_weights_may_be_a_list_of_a_config():
-    config = OmegaConf.create(
-        {"_target_": "musicnet_eval.losses.BalancedTrustedLoss", "num_classes": 3, "class_weight": [1, 2, 3]}
-    )
-    close(instantiate(config).weight, [1.0, 2.0, 3.0])
-
-
-@pytest.mark.parametrize("preset", [p for p in PRESETS if p.stem.startswith("balanced_trusted")], ids=lambda path: path.stem)
-def test_only_the_reconstruction_claims_the_paper(preset):
-    opening = preset.read_text().split("_target_")[0]
-    assert ("reconstruction" in opening) == (preset.stem == "balanced_trusted")
-    assert "Ours, " in opening
+def test_asymmetric_loss_of_one_label_without_smoothing_is_focal():
+    close(AsymmetricSingleLabelLoss(2.0, 4.0, 0.0)(LOGITS, INDEX), FocalLoss(2.0)(LOGITS, INDEX))

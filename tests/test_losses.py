@@ -2,14 +2,12 @@
 
 import json
 import math
-import timeit
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from musicnet_eval.errors import ConfigError
@@ -281,34 +279,6 @@ def test_constants_and_batch_order_do_not_matter(target):
     order = torch.randperm(32, generator=torch.Generator().manual_seed(3))
     close(loss(LOGITS + 7.0, target), loss(LOGITS, target))
     close(loss(LOGITS[order], target[order]), loss(LOGITS, target))
-
-
-@pytest.mark.parametrize("kwargs", [PLAIN, {}, {"trust_factor": 0.1, "class_weight": "inv_freq", "trust_prior_tau": 1.0}])
-def test_a_step_without_checks_waits_for_no_device(kwargs):
-    """Tensors on `meta` have no values: whatever asks for one, as a synchronisation does, raises."""
-    logits, index = torch.empty(8, 3, device="meta", requires_grad=True), torch.empty(8, dtype=torch.long, device="meta")
-    loss = BalancedTrustedLoss(3, COUNTS, **kwargs, validate_args=False).to("meta")
-    loss.set_progress(0.5)
-    for target in (index, torch.empty(8, 3, device="meta")):
-        loss(logits, target).backward()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        BalancedTrustedLoss(3, COUNTS, **kwargs).to("meta")(logits, index)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kwargs", [{"trust_strength": 0.0}, {"trust_strength": 0.0, "balance_factor": 3}, {}])
-def test_a_step_takes_no_more_than_a_few_times_cross_entropy(kwargs):
-    """[256, 16] on one core, forward and backward; 3 times when nothing else runs, 6 allows for a busy machine."""
-    logits, target = torch.randn(256, 16, requires_grad=True), torch.randint(16, (256,))
-
-    def seconds(loss):
-        def step():
-            logits.grad = None
-            loss(logits, target).backward()
-
-        return min(timeit.repeat(step, number=50, repeat=20))
-
-    assert seconds(BalancedTrustedLoss(16, **kwargs)) < 6 * seconds(nn.CrossEntropyLoss())
 
 
 # --- errors -------------------------------------------------------------------------------------------------------------------
