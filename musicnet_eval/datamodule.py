@@ -7,7 +7,7 @@ learns of the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from musicnet_eval.audio import PCM_SCALE, pcm_length, read_pcm
+from musicnet_eval.augment import Augment
 from musicnet_eval.bad_files import check_choice, settle, with_known_faults
 from musicnet_eval.cache import DecodedCache
 from musicnet_eval.contracts import SPLITS, Batch, DataFacts, Track
 from musicnet_eval.datasets import class_counts, classes_of
 from musicnet_eval.errors import ConfigError, DataError
 from musicnet_eval.normalization import kept, statistics_key, statistics_of
-from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, balanced_chances, check_lengths, song_list
+from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, balanced_chances, check_lengths, generator, song_list
 
 SAMPLERS = ("uniform", "balanced")
 
@@ -36,7 +37,7 @@ class MusicDataModule(lightning.LightningDataModule):
     Args:
         tracks: What to learn from and test on, each with its split.
         spectrogram: Module `[B, T] → [B, K, F, N]`; one that `must_learn` is given the training split's statistics.
-        augment: Module `[B, T] → [B, T]` on training audio, or None.
+        augment: Steps on training batches by name, or one, or None (`musicnet_eval.augment`): any module `[B, T] → [B, T]`, say.
         sample_rate: Hz; sources of other rates are resampled once.
         segment_seconds: Length of one item, seconds.
         hop_seconds: Distance of grid positions in validation and test, seconds; the segment's length when None.
@@ -61,7 +62,7 @@ class MusicDataModule(lightning.LightningDataModule):
         self,
         tracks: Sequence[Track],
         spectrogram: nn.Module,
-        augment: nn.Module | None = None,
+        augment: nn.Module | Mapping[str, nn.Module | None] | None = None,
         *,
         sample_rate: int = 22050,
         segment_seconds: float = 3.0,
@@ -91,7 +92,7 @@ class MusicDataModule(lightning.LightningDataModule):
         check_choice(on_bad_file)
         self.tracks = list(tracks)
         self.spectrogram: Any = spectrogram
-        self.augment = augment or None  # conf/augment/none.yaml leaves an empty node
+        self.augment = Augment(augment, len(self.classes))
         self.sample_rate = int(sample_rate)
         self.segment = round(segment_seconds * sample_rate)
         self.hop = self.segment if hop_seconds is None else max(1, round(hop_seconds * sample_rate))
@@ -238,12 +239,20 @@ class MusicDataModule(lightning.LightningDataModule):
     # --- on the device ---
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the image on the device: int16 → float → (training: augmentation) → spectrogram."""
+        """Make the image on the device: int16 → float → spectrogram; in training audio, image and label are augmented."""
         del dataloader_idx
-        audio = batch["audio"].float() / PCM_SCALE
-        if self.augment is not None and self.trainer is not None and self.trainer.training:
-            audio = self.augment.to(audio.device)(audio)
-        return {**batch, "audio": audio, "image": self.image(audio)}
+        audio, label = batch["audio"].float() / PCM_SCALE, batch["label"]
+        if self.trainer is None or not self.trainer.training:
+            return {**batch, "audio": audio, "image": self.image(audio)}
+        audio, label = self.augment("audio", audio, label, self._draw)
+        image, label = self.augment("image", self.image(audio), label, self._draw)
+        return {**batch, "audio": audio, "label": label, "image": image}
+
+    def _draw(self, step: str) -> np.random.Generator:
+        """Give the generator of one augmentation step in the present batch."""
+        assert self.trainer is not None
+        batches = self.trainer.fit_loop.total_batch_idx + 1  # global_step would stand still while gradients are accumulated
+        return generator(self.seed, batches, f"augment {step} {self.trainer.global_rank}")
 
     def image(self, audio: Tensor) -> Tensor:
         """Turn float audio `[B, T]` into images `[B, K, F, N]` on the device where it lies."""

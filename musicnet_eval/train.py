@@ -104,11 +104,18 @@ def _choices(plain: dict[str, Any]) -> dict[str, Any]:
         "protocol": plain["data"]["protocol"],
         "fold": plain["data"]["fold"],
         "spectrogram": picked.get("spectrogram"),
-        "augment": picked.get("augment"),
+        "augment": picked.get("augment") or _steps(plain["augment"]),
         "backbone": plain["backbone"],
         "loss": picked.get("loss"),
         "seed": plain["seed"],
     }
+
+
+def _steps(augment: dict[str, Any]) -> str:
+    """Name an augmentation that was chosen as a list, which Hydra has no name for, by its steps."""
+    if "_target_" in augment:
+        return str(augment["_target_"]).rpartition(".")[2]
+    return "+".join(sorted(name for name, step in augment.items() if step is not None)) or "none"
 
 
 def _raw_overrides() -> list[str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class _Trainer:
     """What the data module reads of a trainer."""
 
     global_rank, world_size, accumulate_grad_batches, global_step = 0, 1, 1, 0
+    fit_loop = SimpleNamespace(total_batch_idx=-1)
 
     def __init__(self, *, training: bool) -> None:
         self.training = training
