@@ -265,12 +265,24 @@ def holm_all_pairs(p: Floats) -> Floats:
 
 
 class Ranks(NamedTuple):
-    """Several rows over several data sets: mean ranks (1 is best), Friedman's test, and how far two ranks must lie apart."""
+    """Several rows over several data sets.
+
+    Args:
+        ranks: Mean ranks, 1 is best.
+        statistic: Friedman's, in Iman and Davenport's form.
+        p: The chance of such a statistic, or a larger one, if all rows were equal.
+        critical_difference: How far two mean ranks must lie apart to differ (Nemenyi).
+        p_holm: Of each two rows, Wilcoxon's signed-rank test over data sets, corrected for all pairs (Holm).
+
+    Shape:
+        ranks: `[K]`. p_holm: `[K, K]`, 1 on the diagonal.
+    """
 
     ranks: Floats
     statistic: float
     p: float
     critical_difference: float
+    p_holm: Floats
 
 
 def mean_ranks(scores: Floats, alpha: float = ALPHA) -> Ranks:
@@ -283,7 +295,8 @@ def mean_ranks(scores: Floats, alpha: float = ALPHA) -> Ranks:
     Shape:
         scores: `[N, K]`, N data sets, K rows, each at least 2
 
-    Reference: Demšar (2006), 3.2.2.
+    Reference: Demšar (2006), 3.1.3 and 3.2.2. Benavoli, Corani & Mangili (2016), JMLR 17: mean ranks of two rows depend on the
+        other rows, pairwise signed-rank tests do not; both are given.
     """
     import numpy as np
     from scipy import stats  # type: ignore[import-untyped]
@@ -295,4 +308,47 @@ def mean_ranks(scores: Floats, alpha: float = ALPHA) -> Ranks:
     statistic = (n - 1) * chi / rest if rest > 1e-9 else float("inf")
     p = float(stats.f.sf(statistic, k - 1, (k - 1) * (n - 1)))
     apart = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n))
-    return Ranks(ranks, statistic, p, float(apart))
+    return Ranks(ranks, statistic, p, float(apart), holm_all_pairs(_signed_ranks(scores)))
+
+
+def _signed_ranks(scores: Floats) -> Floats:
+    """Test every two rows by Wilcoxon's signed ranks over data sets; 1 where they are equal in all."""
+    import numpy as np
+    from scipy import stats
+
+    rows = scores.shape[1]
+    p = np.ones((rows, rows))
+    for i in range(rows):
+        for j in range(i):
+            difference = scores[:, i] - scores[:, j]
+            if difference.any():
+                p[i, j] = p[j, i] = stats.wilcoxon(difference).pvalue
+    return p
+
+
+def cliques(ranks: Floats, same: NDArray[np.bool_]) -> list[tuple[int, ...]]:
+    """Find the bars of a critical-difference diagram: largest runs of rows, in order of rank, of which no two differ.
+
+    Args:
+        ranks: Mean ranks.
+        same: Whether two rows cannot be told apart.
+
+    Shape:
+        ranks: `[K]`. same: `[K, K]`
+
+    >>> import numpy as np
+    >>> cliques(np.array([1.0, 2.0, 3.0]), np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=bool))
+    [(0, 1), (1, 2)]
+    """
+    import numpy as np
+
+    order = [int(i) for i in np.argsort(ranks, kind="stable")]
+    found: list[tuple[int, ...]] = []
+    for first in range(len(order)):
+        last = first
+        while last + 1 < len(order) and all(same[order[last + 1], order[i]] for i in range(first, last + 1)):
+            last += 1
+        run = tuple(order[first : last + 1])
+        if len(run) > 1 and not any(set(run) <= set(other) for other in found):
+            found.append(run)
+    return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,6 +188,32 @@ def test_ranks_over_data_sets_are_demsars():
     assert found.critical_difference == pytest.approx(1.25, abs=0.005)
     assert found.p == pytest.approx(stats.f.sf(found.statistic, 3, 39))
     assert significance.mean_ranks(scores, 0.1).critical_difference == pytest.approx(1.12, abs=0.005)
+
+
+def test_pairs_over_data_sets_equal_a_second_library():
+    scores = np.array(DEMSAR.split(), float).reshape(14, 4)
+    found = significance.mean_ranks(scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own dependencies
+        import scikit_posthocs
+    nemenyi = scikit_posthocs.posthoc_nemenyi_friedman(scores).to_numpy()
+    apart = np.abs(found.ranks[:, None] - found.ranks) >= found.critical_difference
+    np.testing.assert_array_equal(apart[np.triu_indices(4, 1)], (nemenyi < 0.05)[np.triu_indices(4, 1)])
+    pairs = scikit_posthocs.posthoc_wilcoxon(pd.DataFrame(scores).melt(), "value", "variable", p_adjust="holm").to_numpy()
+    np.testing.assert_allclose(found.p_holm[np.triu_indices(4, 1)], pairs[np.triu_indices(4, 1)], atol=1e-9)
+
+
+@given(st.integers(2, 7), st.randoms(use_true_random=False))
+def test_cliques_are_the_longest_runs_of_equals(count, draw):
+    ranks = np.array(draw.sample(range(20), count), float)
+    same = np.eye(count, dtype=bool)
+    for i, j in itertools.combinations(range(count), 2):
+        same[i, j] = same[j, i] = draw.random() < 0.6
+    order = np.argsort(ranks)
+    runs = [order[a:b] for a in range(count) for b in range(a + 2, count + 1)]
+    equal = [set(run) for run in runs if same[np.ix_(run, run)].all()]
+    longest = [run for run in equal if not any(run < other for other in equal)]
+    assert sorted(map(sorted, significance.cliques(ranks, same))) == sorted(map(sorted, longest))
 
 
 def test_ranks_that_always_agree_are_certain():

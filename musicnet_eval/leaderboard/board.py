@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from musicnet_eval import records
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.errors import ConfigError, RecordError, nearest
-from musicnet_eval.leaderboard.compare import Comparison, judge, over_data_sets
+from musicnet_eval.leaderboard.compare import Comparison, judge
 from musicnet_eval.leaderboard.labels import Settings, labels, marginal, settings
+from musicnet_eval.leaderboard.standing import Standing, over_data_sets
 from musicnet_eval.leaderboard.text import number, plain
 from musicnet_eval.leaderboard.values import PREFIX, UNBOUNDED
 
@@ -162,6 +163,7 @@ class Board:
 
     metric: str
     tables: list[Table] = field(default_factory=list)
+    standing: Standing | None = None  # of the rows that three data sets or more have in common
     notes: list[str] = field(default_factory=list)  # what all tables together say
     failures: list[Listed] = field(default_factory=list)  # failed, running, interrupted
     damaged: list[Listed] = field(default_factory=list)  # unreadable or foreign
@@ -213,7 +215,8 @@ def collect(
     board.tables = [_table(*key, tables[key], metric, by) for key in sorted(tables)]
     for table in board.tables:
         judge(table, baseline)
-    board.notes = over_data_sets(board.tables, lower_is_better(metric))
+    board.standing = over_data_sets(board.tables, lower_is_better(metric))
+    board.notes = board.standing.notes() if board.standing else []
     return board
 
 

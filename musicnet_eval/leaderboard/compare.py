@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from musicnet_eval import significance
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.leaderboard import values
-from musicnet_eval.leaderboard.text import plain
+from musicnet_eval.leaderboard.text import listing, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,11 +93,7 @@ def judge(table: Table, baseline: Mapping[str, str] | None = None) -> None:
         table.inference += _compare(same, against, 1.0 if bounded else math.inf)
     elif first is None and len(tests) > 1:
         refused["not tested, since the best row cannot be"] = [row.label for row, _ in tests]
-    table.inference += [f"{_listing(names)}: {reason}." for reason, names in refused.items()]
-
-
-def _listing(names: Sequence[str], most: int = 4) -> str:
-    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
+    table.inference += [f"{listing(names)}: {reason}." for reason, names in refused.items()]
 
 
 # --- one row --------------------------------------------------------------------------------------------------------------------
@@ -188,7 +184,7 @@ def _baseline(table: Table, wanted: Mapping[str, str]) -> Row:
         if all(value in (row.settings.get(key), plain(row.choices.get(key))) for key, value in wanted.items())
     ]
     if len(found) != 1:
-        names = _listing([row.label for row in found or table.rows], 12)
+        names = listing([row.label for row in found or table.rows], 12)
         raise ConfigError(
             f"--baseline {plain(text)} fits {len(found)} rows of {table.title}: it must name one. "
             f"Give more or other choices (backbone=, loss=, an overridden key) of one of: {names}."
@@ -212,7 +208,7 @@ def _interval_notes(tests: Sequence[tuple[Row, Test]]) -> list[str]:
         width = " Two seeds say little of other seeds, hence the width; five narrow it much." if few else ""
         notes.append(f"95 % interval: for new seeds and new {unit} (crossed variance components, small-sample t).{width}")
     if one:
-        which = f" of {_listing(one)}" if several else ""
+        which = f" of {listing(one)}" if several else ""
         notes.append(
             f"One seed: the 95 % interval{which} is for new {unit}, of that trained model only, not of the configuration."
         )
@@ -236,33 +232,4 @@ def _test_notes(tests: Sequence[tuple[Row, Test]], baseline: str, count: int) ->
     return [
         f"p: paired test against {against} on the same songs, {', '.join(ways)}; corrected for all {count} pairs (Holm).",
         f"Marked *: {marked} at 5 %, all pairs taken together.",
-    ]
-
-
-# --- over data sets -------------------------------------------------------------------------------------------------------------
-
-
-def over_data_sets(tables: Sequence[Table], lower: bool) -> list[str]:
-    """Compare the rows that are in all tables by their mean ranks, where there are three data sets or more of two such rows.
-
-    Args:
-        tables: One for each data set; data sets that have several protocols would count twice and are not compared.
-        lower: Whether a lower score is better.
-    """
-    import numpy as np
-
-    if len(tables) < 3 or len({table.data for table in tables}) < len(tables):
-        return []
-    found = [{tuple(sorted(row.settings.items())): row for row in table.rows} for table in tables]
-    shared = [key for key in found[0] if all(key in rows for rows in found)]
-    if len(shared) < 2:
-        return []
-    scores = np.array([[rows[key].mean for key in shared] for rows in found])
-    ranks = significance.mean_ranks(-scores if lower else scores)
-    order = np.argsort(ranks.ranks, kind="stable")
-    named = _listing([f"{found[0][shared[i]].label} {ranks.ranks[i]:.2f}" for i in order], 12)
-    few = " With fewer than ten data sets both tests are approximate." if len(tables) < 10 else ""
-    return [
-        f"Mean ranks over {len(tables)} data sets, 1 is best: {named}. Friedman's test (Iman-Davenport): p = {ranks.p:.3g}. "
-        f"Ranks that lie {ranks.critical_difference:.2f} apart or more differ at 5 % (Nemenyi).{few}"
     ]
