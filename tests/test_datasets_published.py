@@ -101,7 +101,9 @@ def test_fma_layouts(tmp_path: Path, audio: str, metadata: str) -> None:
         ("133297", ("Pop",), "artist 7", "train"),
     ]
     assert tracks[0].path == tmp_path / audio / "000/000002.mp3"
-    assert datasets.known_bad(t.id for t in tracks) == {"133297": "FMA: holds no audio; source: https://github.com/mdeff/fma/wiki"}
+    assert datasets.known_bad(t.id for t in tracks) == {
+        "133297": "FMA: holds no audio; source: https://github.com/mdeff/fma/wiki"
+    }
     assert len(datasets.known_bad(f"{number:06d}" for number in range(160_000))) == 6 + 147  # the wiki's, and issue 49's
 
 
@@ -327,9 +329,9 @@ def test_a_wrong_root_says_all_there_is_to_know(tmp_path: Path, name: str) -> No
 def test_mirdata_and_pyarrow_are_named_with_their_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("mirdata", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
-    with pytest.raises(DataError, match="not installed: pip install mirdata"):
+    with pytest.raises(DataError, match=r"not installed: pip install 'musicnet-eval\[mirdata\]'"):
         datasets.mirdata("gtzan_genre", tmp_path)
-    with pytest.raises(DataError, match="not installed: pip install pyarrow"):
+    with pytest.raises(DataError, match=r"not installed: pip install 'musicnet-eval\[parquet\]'"):
         datasets.parquet(tmp_path / "songs.parquet")
 
 

@@ -89,7 +89,7 @@ def jsonl(manifest: Path | str, root: Path | str | None = None) -> list[Track]:
 
 
 def parquet(manifest: Path | str, root: Path | str | None = None) -> list[Track]:
-    """List a data set from a Parquet table with the columns `path, label[, group][, split]`; needs `pip install pyarrow`.
+    """List a data set from a Parquet table with the columns `path, label[, group][, split]`; needs the extra `parquet`.
 
     Args:
         manifest: Parquet file. Several labels are a list, or joined by `|`; other columns are ignored.
@@ -101,7 +101,9 @@ def parquet(manifest: Path | str, root: Path | str | None = None) -> list[Track]
     try:
         reader: Any = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError:
-        raise DataError("data=parquet needs pyarrow, which is not installed: pip install pyarrow. Or use data=csv.") from None
+        raise DataError(
+            "data=parquet needs pyarrow, which is not installed: pip install 'musicnet-eval[parquet]'. Or use data=csv."
+        ) from None
     file, base = _places(manifest, root)
     try:
         columns = list(reader.read_schema(file).names)
