@@ -184,17 +184,7 @@ def fit(planned: Plan) -> RunRecord:
         choices=planned.choices,
         overrides=planned.overrides,
         config=planned.written,
-        facts={
-            **asdict(data.facts),
-            "tracks": data.count_tracks(),
-            "bad_tracks": data.bad_tracks,
-            "band_statistics": data.band_statistics,
-            "temperature": model.temperature,
-            "trainable_parameters": model.trained_parameters(trainer.current_epoch),
-            "tuned": tuned,
-            "leaky": bool(overlapping_groups(planned.tracks)),
-            "planted": dict(Counter(fault.fault for fault in planned.faults)),
-        },
+        facts=_facts(planned, data, model, trainer) | {"tuned": tuned},
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
@@ -205,6 +195,20 @@ def fit(planned: Plan) -> RunRecord:
         started=started,
         finished=records.now(),
     )
+
+
+def _facts(planned: Plan, data: Any, model: Any, trainer: Any) -> dict[str, Any]:
+    """Say what the data was, and what became of the network beside its numbers."""
+    return {
+        **asdict(data.facts),
+        "tracks": data.count_tracks(),
+        "bad_tracks": data.bad_tracks,
+        "band_statistics": data.band_statistics,
+        "temperature": model.temperature,
+        "trainable_parameters": model.trained_parameters(trainer.current_epoch),
+        "leaky": bool(overlapping_groups(planned.tracks)),
+        "planted": dict(Counter(fault.fault for fault in planned.faults)),
+    }
 
 
 def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
