@@ -77,6 +77,9 @@ def test_resumed_equals_undisturbed(
 # Nothing can learn here, so nothing improves on the first epoch: two more are waited for, before and after the cut.
 PATIENCE = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2", "optimizer.lr=0", "finetune=head")
 PLATEAU = ("optimizer=adam", "scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "optimizer.lr=0.1")
+# The erasing is a library's and draws from torch's global generator.
+ERASE = "+augment.erase={_target_: musicnet_eval.augment.OnImage, module: {_target_: torchvision.transforms.v2.RandomErasing, p: 1}}"
+AUGMENT = ("augment=[music_strong,mix_audio,cutmix]", ERASE, "trainer.accumulate_grad_batches=2")
 RECIPES: dict[str, tuple[tuple[str, ...], str, int, str]] = {  # overrides, where it is cut, the epochs that are begun
     "one_cycle": (("optimizer=sgd", "scheduler=one_cycle", "finetune.layer_decay=0.5"), "batch_end", 2, "0 1 2 2 3 "),
     "lion": (("optimizer=lion", "scheduler=linear", "finetune.head_lr_scale=10"), "batch_end", 2, "0 1 2 2 3 "),
@@ -86,6 +89,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], str, int, str]] = {  # overrides, wher
     "gradual_sgd": (("finetune=gradual", "finetune.epochs_per_stage=1", "optimizer=sgd"), "validation_end", 1, "0 1 1 2 3 "),
     "ema": (("callbacks=[default,ema]", "callbacks.ema.decay=0.8"), "batch_end", 2, "0 1 2 2 3 "),
     "ema_tested": (("callbacks=[default,ema]", "callbacks.ema.decay=0.8"), "test_start", 3, "0 1 2 3 "),
+    "augmented": (AUGMENT, "batch_end", 2, "0 1 2 2 3 "),
     "bf16": (("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.5"), "batch_end", 2, "0 1 2 2 3 "),
     "patience": (PATIENCE, "batch_end", 2, "0 1 2 2 "),
     "patience_tested": (PATIENCE, "test_start", 2, "0 1 2 "),
