@@ -285,11 +285,13 @@ def test_ballroom_replicas_are_thirteen_pairs() -> None:
     assert len({name for pair in BALLROOM_REPLICAS for name in pair}) == 26
 
 
-def test_extended_ballroom(tmp_path: Path) -> None:
-    base = lay(tmp_path / "extendedballroom_v1.1", ["Chacha/100701.mp3", "Waltz/100800.mp3"])
+@pytest.mark.parametrize("below", [".", "extendedballroom_v1.1", "ballroom_extended_2016"])
+@pytest.mark.parametrize("marked", [' exact="100701"/>', '><exact id="100701"/></song>', "><exact>100701</exact></song>"])
+def test_extended_ballroom(tmp_path: Path, below: str, marked: str) -> None:
+    base = lay(tmp_path / below, ["Chacha/100701.mp3", "Waltz/100800.mp3"])
     (base / "extendedballroom_v1.1.xml").write_text(
         '<extendedballroom><Chacha><song id="100701" artist="Ross Mitchell" title="a" album="b" bpm="120" hash="0"/>'
-        '<song id="100702" artist="Klaus Hallen" exact="100701"/><song id="100703" artist="klaus hallen"/></Chacha>'
+        f'<song id="100702" artist="Klaus Hallen"{marked}<song id="100703" artist="klaus hallen"/></Chacha>'
         '<Waltz><song id="100800" artist="Unknown"/><song id="100801" artist="Max Greger" version="100701"/></Waltz>'
         "</extendedballroom>"
     )

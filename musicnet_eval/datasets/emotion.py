@@ -52,8 +52,8 @@ def emotion_4q(root: Path | str) -> list[Track]:
 PMEMO = Source(
     "PMEmo",
     "annotations/static_annotations.csv, metadata.csv and chorus/1.mp3",
-    "https://github.com/HuiZhangDB/PMEmo (PMEmo2019.zip, 1.3 GB)",
-    "none stated; chorus excerpts of commercial recordings, for research",
+    "http://pmemo.hellohui.cn, linked at https://github.com/HuiZhangDB/PMEmo (1.3 GB)",
+    "MIT for the repository, none stated for the choruses, which are of commercial recordings",
 )
 
 

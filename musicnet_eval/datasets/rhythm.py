@@ -81,7 +81,12 @@ def extended_ballroom(root: Path | str) -> list[Track]:
         DataError: No such data set there, or an XML file that cannot be read.
     """
     file = "extendedballroom_v1.1.xml"
-    base = find_folder(root, EXTENDED_BALLROOM, (".", "extendedballroom_v1.1"), lambda folder: (folder / file).is_file())
+    base = find_folder(
+        root,
+        EXTENDED_BALLROOM,
+        (".", "extendedballroom_v1.1", "ballroom_extended_2016", "songs"),
+        lambda folder: (folder / file).is_file(),
+    )
     try:
         songs = [(dance.tag, song) for dance in ElementTree.parse(base / file).getroot() for song in dance if song.get("id")]
     except (OSError, ElementTree.ParseError) as error:
@@ -93,7 +98,7 @@ def extended_ballroom(root: Path | str) -> list[Track]:
         (own[name], own[other])
         for name, song in ((song.get("id", ""), song) for _, song in songs)
         for mark in _SAME_RECORDING
-        for other in re.findall(r"\d+", song.get(mark, ""))
+        for other in _marked(song, mark)
         if other in own
     )
     group = join_groups(pairs)
@@ -102,6 +107,12 @@ def extended_ballroom(root: Path | str) -> list[Track]:
         Track(f"{dance}/{name}", base / dance / f"{name}{suffixes[dance]}", (dance,), group(own[name]))
         for dance, name in ((dance, song.get("id", "")) for dance, song in songs)
     ]
+
+
+def _marked(song: ElementTree.Element, mark: str) -> list[str]:
+    """List the ids that a mark of duplication names, as an attribute or as elements."""
+    said = [song.get(mark, ""), *(f"{element.get('id', '')} {element.text or ''}" for element in song.findall(mark))]
+    return re.findall(r"\d+", " ".join(said))
 
 
 def _artist(song: ElementTree.Element) -> str:
