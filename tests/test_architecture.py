@@ -60,6 +60,7 @@ LIGHT = {
     "predict",
     "leaderboard",
     "report",
+    "audit",
     "sweep",
     "tradition",
     "oneill",
@@ -158,7 +159,7 @@ def test_docstrings(path: Path) -> None:
             assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report", "audit"])
 def test_help_is_light(command: str) -> None:
     code = (
         f"import sys, runpy; sys.argv = ['musicnet-{command}', '--help']\n"
