@@ -222,6 +222,7 @@ class MusicClassifier(lightning.LightningModule):
         self.log(f"{split}/segment/loss", _take(self.losses[f"{split}_loss"]))
 
     def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
+        scores = scores.float()  # in mixed precision too: half of a float cannot hold small losses
         loss: Tensor = self.loss(scores if self.cosine_scale is None else scores / self.cosine_scale, label)
         cast(MeanMetric, self.losses[f"{split}_loss"]).update(loss.detach(), len(label))
         return loss

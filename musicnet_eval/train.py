@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from musicnet_eval import configs, environment, records, runs
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint, overlapping_groups, planted, split_settings
-from musicnet_eval.errors import ConfigError, DataError, MusicnetError, nearest
+from musicnet_eval.errors import DataError, MusicnetError
 from musicnet_eval.weights import weight_hashes
 
 OBJECTIVE = "test/song/accuracy"  # printed at the end of a run
@@ -146,11 +146,12 @@ def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
     clock, started = [time.perf_counter()], records.now()
     from musicnet_eval.evaluate import calibrate, load_weights, quiet, score
+    from musicnet_eval.trainers import make_trainer
     from musicnet_eval.tuning import tune
 
     quiet()
     data, model, trainer, watching = _build(planned)
-    tuned = tune(planned.config["tune"], model, data, partial(_trainer, planned), planned.folder)
+    tuned = tune(planned.config["tune"], model, data, partial(make_trainer, planned.config["trainer"]), planned.folder)
     clock.append(time.perf_counter())
     last = runs.last_checkpoint(planned.folder)
     if last.is_file() and not zipfile.is_zipfile(last):
@@ -217,11 +218,11 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     import torch
 
     from musicnet_eval import callbacks
-    from musicnet_eval.metrics import monitorable
+    from musicnet_eval.trainers import check_monitor, make_trainer
 
     config = planned.config
-    if config["monitor"] not in monitorable():
-        raise ConfigError(f"monitor={config['monitor']!r} is no validation metric; {nearest(config['monitor'], monitorable())}")
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    check_monitor(config["monitor"], config["monitor_mode"], sweeping=sweeping)
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
@@ -233,8 +234,8 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], watching)
     if sys.stderr.isatty():
         fixed.append(callbacks.Progress())
-    trainer = _trainer(
-        planned,
+    trainer = make_trainer(
+        config["trainer"],
         callbacks=[*fixed, *watching],
         logger=_loggers(planned),
         plugins=[callbacks.AtomicCheckpoints()],
@@ -242,28 +243,6 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
         enable_checkpointing=True,
     )
     return data, model, trainer, watching
-
-
-def _trainer(planned: Plan, **arguments: Any) -> Any:
-    """Make a trainer as the config says, which writes nothing but what the arguments ask for.
-
-    Raises:
-        ConfigError: Lightning would take another precision than was asked for.
-    """
-    node = planned.config["trainer"]
-    usual = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": sys.stderr.isatty(),
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # the data module deals rows to ranks itself, each exactly once
-    }
-    trainer = configs.build({k: v for k, v in node.items() if k not in arguments}, "trainer", **{**usual, **arguments})
-    asked, got = str(node.get("precision") or trainer.precision), str(trainer.precision)
-    if got.partition("-")[0] != asked.partition("-")[0]:
-        raise ConfigError(f"trainer.precision={asked} does not work here; Lightning would take {got}. Ask for {got}.")
-    return trainer
 
 
 def _loggers(planned: Plan) -> Any:
