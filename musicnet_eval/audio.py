@@ -34,6 +34,7 @@ LOST_SECONDS = 0.1  # a decoder may keep this much of its own padding to itself;
 # Demuxers that may look at a stranger's file: audio containers, and none that opens further files, as playlists do.
 FFMPEG_FORMATS = "aac,ac3,aiff,amr,ape,asf,caf,dsf,eac3,flac,matroska,mov,mp3,mpc,mpc8,ogg,tta,wav,wv"
 _CUT = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_ENDLESS = 1 << 60  # libsndfile's count of frames where it knows none
 _UNKNOWN = 0x7FFF0000  # writers that could not go back to their header leave this or more as the length
 
 
@@ -163,13 +164,10 @@ def _opened(path: Path) -> Iterator[Source]:
             yield source
         return
     with file:
-        if file.format == "MP3" and not mp3.states_length(path):
-            counted = mp3.seconds(path)
-            if file.frames < (counted - LOST_SECONDS) * file.samplerate:
-                read = f"libsndfile reads {file.frames / file.samplerate:.1f} s of its {counted:.1f} s, which no header states"
-                with _through_ffmpeg(path, read) as source:
-                    yield source
-                return
+        if unread := _unread(file, path):
+            with _through_ffmpeg(path, unread) as source:
+                yield source
+            return
         frames, vouched = _claim(file, path)
         yield Source(file.samplerate, frames, vouched, _sound_blocks(file))
 
@@ -193,6 +191,15 @@ def _check_file(path: Path) -> None:
         raise AudioError(path, "is a folder" if stat.S_ISDIR(found.st_mode) else "is no regular file")
     if not found.st_size:
         raise AudioError(path, "is empty (0 bytes)")
+
+
+def _unread(file: Any, path: Path) -> str:
+    """Say what libsndfile cannot read of a file that it opens, for want of a length in the header; nothing, as a rule."""
+    if file.format == "MP3" and not mp3.states_length(path):
+        counted = mp3.seconds(path)
+        if file.frames < (counted - LOST_SECONDS) * file.samplerate:
+            return f"libsndfile reads {file.frames / file.samplerate:.1f} s of its {counted:.1f} s, which no header states"
+    return "libsndfile cannot read a stream whose header states no length" if file.frames > _ENDLESS else ""
 
 
 def _claim(file: Any, path: Path) -> tuple[int, bool]:

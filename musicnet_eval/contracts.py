@@ -38,7 +38,7 @@ class Batch(TypedDict):
     """What the loader hands on, and what the device receives.
 
     Shape:
-        audio: `[B, T]`, int16 PCM from the loader, float in [-1, 1] after transfer.
+        audio: `[B, T]`, or `[B, 2, T]` with `data.channels=2`; int16 PCM from the loader, float in [-1, 1] after transfer.
         label: `[B]` int class index, or `[B, C]` float when multi-label or mixed.
         song: `[B]` int index of the track in its data set's list.
         start: `[B]` int first sample of the segment, at the data module's sample rate.

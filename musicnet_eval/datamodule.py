@@ -27,6 +27,7 @@ from musicnet_eval.datasets import class_counts, classes_of
 from musicnet_eval.errors import ConfigError, DataError
 from musicnet_eval.normalization import kept, statistics_key, statistics_of
 from musicnet_eval.segments import EvalOrder, Segments, Song, TrainOrder, balanced_chances, check_lengths, generator, song_list
+from musicnet_eval.spectrograms import make_images
 
 SAMPLERS = ("uniform", "balanced")
 
@@ -39,6 +40,7 @@ class MusicDataModule(lightning.LightningDataModule):
         spectrogram: Module `[B, T] → [B, K, F, N]`; one that `must_learn` is given the training split's statistics.
         augment: Steps on training batches by name, or one, or None (`musicnet_eval.augment`): any module `[B, T] → [B, T]`, say.
         sample_rate: Hz; sources of other rates are resampled once.
+        channels: 1 mixes each song to mono; 2 keeps it stereo: audio is `[B, 2, T]`, images are `[B, 2K, F, N]`.
         segment_seconds: Length of one item, seconds.
         hop_seconds: Distance of grid positions in validation and test, seconds; the segment's length when None.
         max_seconds: Use no more than this of each track's start, seconds; everything when None.
@@ -65,6 +67,7 @@ class MusicDataModule(lightning.LightningDataModule):
         augment: nn.Module | Mapping[str, nn.Module | None] | None = None,
         *,
         sample_rate: int = 22050,
+        channels: int = 1,
         segment_seconds: float = 3.0,
         hop_seconds: float | None = None,
         max_seconds: float | None = None,
@@ -94,13 +97,20 @@ class MusicDataModule(lightning.LightningDataModule):
         self.spectrogram: Any = spectrogram
         self.augment = Augment(augment, len(self.classes))
         self.sample_rate = int(sample_rate)
+        self.channels = channels
+        on_audio = [name for name, _ in self.augment.stages["audio"].named_children()]
+        if channels == 2 and on_audio:
+            raise ConfigError(
+                f"data.channels=2 does not go with augmentation of audio ({', '.join(on_audio)}), which takes mono. "
+                "Use steps on images, or data.channels=1."
+            )
         self.segment = round(segment_seconds * sample_rate)
         self.hop = self.segment if hop_seconds is None else max(1, round(hop_seconds * sample_rate))
         self.pad_short = pad_short
         self.batch_size = int(batch_size)
         self.sampler = sampler
         self.num_workers = int(num_workers)
-        self.cache = DecodedCache(cache_dir, self.sample_rate, max_seconds, max_gb=cache_max_gb)
+        self.cache = DecodedCache(cache_dir, self.sample_rate, max_seconds, channels, cache_max_gb)
         self.on_bad_file = on_bad_file
         self.seed = seed
         self.bad_tracks: dict[str, str] = {}
@@ -139,7 +149,7 @@ class MusicDataModule(lightning.LightningDataModule):
     def _usable_files(self) -> tuple[list[Path | None], list[int]]:
         """Give each track's PCM file, None for a bad one, and its length in samples; name the bad ones."""
         files, bad = self.cache.build(self.tracks)
-        lengths = [0 if file is None else pcm_length(file) for file in files]
+        lengths = [0 if file is None else pcm_length(file, self.channels) for file in files]
         if self.on_bad_file != "error" and not self.pad_short:  # otherwise `check_lengths` says what the short ones need
             wanted = f"shorter than data.segment_seconds={self.segment / self.sample_rate:g}"
             for track, file, length in zip(self.tracks, files, lengths, strict=True):
@@ -157,7 +167,7 @@ class MusicDataModule(lightning.LightningDataModule):
         songs = (Path(song.pcm).name for song in self._songs["train"])
         key = statistics_key(spectrogram, self.segment, (str(self.hop), *songs))
         audio = (batch["audio"].float() / PCM_SCALE for batch in self.eval_dataloader("train"))
-        images = (make_images(spectrogram, segments) for segments in audio)
+        images = (make_images(spectrogram, segments.flatten(0, -2)) for segments in audio)  # both sides count alike
         self.spectrogram.learn(kept(self.cache.folder / "statistics" / f"{key}.json", lambda: statistics_of(images)))
 
     @property
@@ -187,13 +197,13 @@ class MusicDataModule(lightning.LightningDataModule):
                 f"The spectrogram makes one frame of a segment of {self.segment} samples (data.segment_seconds). "
                 "Lower spectrogram.hop_length, or raise data.segment_seconds."
             )
-        return int(image.shape[1]), int(image.shape[2]), int(image.shape[3])
+        return self.channels * int(image.shape[1]), int(image.shape[2]), int(image.shape[3])
 
     # --- loaders ---
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world = self._place()
-        data = Segments(self._songs["train"], self.segment, hop=None, seed=self.seed)
+        data = Segments(self._songs["train"], self.segment, hop=None, seed=self.seed, channels=self.channels)
         chances = balanced_chances(data.label, len(self.classes)) if self.sampler == "balanced" else None
         order = TrainOrder(len(data), self.batch_size, self.seed, self._epoch, rank, world, chances)
         self._batches = len(order)
@@ -205,7 +215,7 @@ class MusicDataModule(lightning.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
         """Cover every song of a split by the fixed grid, each segment once over all ranks."""
-        data = Segments(self._songs[split], self.segment, self.hop)
+        data = Segments(self._songs[split], self.segment, self.hop, channels=self.channels)
         return self._loader(data, EvalOrder(len(data), 2 * self.batch_size, *self._place()))
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -255,7 +265,7 @@ class MusicDataModule(lightning.LightningDataModule):
         return generator(self.seed, batches, f"augment {step} {self.trainer.global_rank}")
 
     def image(self, audio: Tensor) -> Tensor:
-        """Turn float audio `[B, T]` into images `[B, K, F, N]` on the device where it lies."""
+        """Turn float audio, `[B, T]` or `[B, 2, T]`, into images on the device where it lies."""
         return make_images(self.spectrogram, audio)
 
     def count_tracks(self) -> dict[str, int]:
@@ -271,10 +281,11 @@ class MusicDataModule(lightning.LightningDataModule):
     def middles(self, tracks: Sequence[int], device: torch.device) -> Tensor:
         """Give the image of the middle of each track, `[S, K, F, N]`, by its place in the data set's list."""
         songs = {song.index: song for split in SPLITS for song in self._songs[split]}
-        audio = np.zeros((len(tracks), self.segment), dtype=np.int16)
+        audio = np.zeros((len(tracks), self.segment, *(2,) * (self.channels == 2)), dtype=np.int16)
         for row, place in zip(audio, tracks, strict=True):
             read_pcm(songs[place].pcm, max(0, (songs[place].length - self.segment) // 2), row)
-        return self.image(torch.from_numpy(audio).to(device).float() / PCM_SCALE)
+        sounds = torch.from_numpy(audio).to(device).float() / PCM_SCALE
+        return self.image(sounds if self.channels == 1 else sounds.transpose(1, 2))
 
 
 class _WholeBatches(torch.utils.data.Dataset[Batch]):
@@ -288,14 +299,6 @@ class _WholeBatches(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, request: Any) -> Batch:
         return self.data.__getitems__(request)
-
-
-def make_images(front: nn.Module, audio: Tensor) -> Tensor:
-    """Turn float audio `[B, T]` into images `[B, K, F, N]`; on a CPU one song at a time, which stays in its cache."""
-    front = front.to(audio.device)
-    with torch.no_grad():
-        parts = audio.unsqueeze(1) if audio.device.type == "cpu" else audio.unsqueeze(0)
-        return torch.cat([front(part) for part in parts])
 
 
 def targets(tracks: Sequence[Track], classes: Sequence[str], *, multilabel: bool) -> NDArray[Any]:

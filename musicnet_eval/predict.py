@@ -43,6 +43,7 @@ class LoadedRun:
         self.segment = round(data["segment_seconds"] * self.sample_rate)
         self.hop = self.segment if data["hop_seconds"] is None else max(1, round(data["hop_seconds"] * self.sample_rate))
         self.max_seconds: float | None = data["max_seconds"]
+        self.channels: int = data.get("channels", 1)  # runs from before there was a choice are mono
         self.batch_size: int = 2 * data["batch_size"]
 
     def __call__(self, audio: Tensor) -> Tensor:
@@ -55,8 +56,10 @@ class LoadedRun:
         """Give the network's scores `[B, C]` for float audio `[B, T]`."""
         import torch
 
+        from musicnet_eval.spectrograms import make_images
+
         with torch.inference_mode():
-            found: Tensor = self.network(self.spectrogram(audio)) / self.temperature
+            found: Tensor = self.network(make_images(self.spectrogram, audio)) / self.temperature
             return found
 
     def predict(self, path: Path | str) -> dict[str, float]:
@@ -72,12 +75,13 @@ class LoadedRun:
         from musicnet_eval.metrics import SongVotes
         from musicnet_eval.segments import grid
 
-        pcm = decode(Path(path), self.sample_rate, self.max_seconds)
-        padded = np.pad(pcm, (0, max(0, self.segment - len(pcm))))
+        pcm = decode(Path(path), self.sample_rate, self.max_seconds, self.channels)
+        short = max(0, self.segment - len(pcm))
+        padded = np.pad(pcm, [(0, short), (0, 0)][: pcm.ndim]).T  # `[T]`, or `[2, T]`
         starts = grid(len(pcm), self.segment, self.hop)
         votes = SongVotes(1, len(self.classes), self.vote, multilabel=self.multilabel)
         for first in range(0, len(starts), self.batch_size):
-            windows = np.stack([padded[s : s + self.segment] for s in starts[first : first + self.batch_size]])
+            windows = np.stack([padded[..., s : s + self.segment] for s in starts[first : first + self.batch_size]])
             scores = self.scores(torch.from_numpy(windows).float() / PCM_SCALE)
             song = torch.zeros(len(scores), dtype=torch.long)
             votes.update(scores, song, torch.zeros(len(scores), *votes.label.shape[1:], dtype=torch.long))

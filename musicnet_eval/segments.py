@@ -79,13 +79,15 @@ class Segments(Dataset[Batch]):
         segment: Samples an item.
         hop: Samples between grid positions; None draws positions at random (training).
         seed: Of the random positions.
+        channels: Of the PCM files; with 2 audio comes as `[B, 2, T]`.
     """
 
-    def __init__(self, songs: Sequence[Song], segment: int, hop: int | None, seed: int = 0) -> None:
+    def __init__(self, songs: Sequence[Song], segment: int, hop: int | None, seed: int = 0, channels: int = 1) -> None:
         self.segment = segment
+        self.channels = channels
         self.random = hop is None
         self.seed = seed
-        self.silence = np.zeros(segment, dtype=np.int16)
+        self.silence = np.zeros(segment * channels, dtype=np.int16)
         starts = [[0] if hop is None else grid(song.length, segment, hop) for song in songs]
         repeats = [len(s) for s in starts]
         self.files = [song.pcm for song in songs]
@@ -117,11 +119,13 @@ class Segments(Dataset[Batch]):
         rows = request.rows
         start = self.starts(request)
         pieces = []
+        wide = self.channels
         for song, first in zip(self.row_song[rows].tolist(), start.tolist(), strict=True):
-            piece = map_pcm(self.files[song])[first : first + self.segment]
-            pieces += [piece] if len(piece) == self.segment else [piece, self.silence[len(piece) :]]
+            piece = map_pcm(self.files[song])[first * wide : (first + self.segment) * wide]
+            pieces += [piece] if len(piece) == len(self.silence) else [piece, self.silence[len(piece) :]]
+        audio = np.concatenate(pieces).reshape(len(rows), self.segment, wide).transpose(0, 2, 1)
         return Batch(
-            audio=torch.from_numpy(np.concatenate(pieces).reshape(len(rows), self.segment)),
+            audio=torch.from_numpy(audio[:, 0] if wide == 1 else audio),
             label=torch.from_numpy(self.label[self.row_song[rows]]),
             song=torch.from_numpy(self.song[rows]),
             start=torch.from_numpy(start),

@@ -199,6 +199,16 @@ def test_an_mp3_whose_length_no_header_states_is_used_whole(tmp_path: Path, mode
     assert abs(mp3.seconds(path) - want) < 0.03
 
 
+def test_a_flac_whose_header_states_no_length_is_used_whole(tmp_path: Path) -> None:
+    """As encoders leave it that write into a pipe: libsndfile cannot read it."""
+    content = bytearray(written(tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # the 36 bits of the stream's number of samples
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    assert soundfile.info(tmp_path / "a.flac").frames > 1 << 60
+    np.testing.assert_allclose(decode(tmp_path / "a.flac", RATE) / 32768, np.clip(SOUND, -1, 1), atol=4e-5)
+
+
 @pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
 def test_frames_of_every_rate_are_counted(tmp_path: Path, rate: int) -> None:
     path = written(tmp_path / "a.mp3", 0.1 * np.random.default_rng(0).standard_normal((5 * rate, 2)), rate)

@@ -101,11 +101,53 @@ def test_epochs_follow_the_steps_taken(tones: Path, tmp_path: Path) -> None:
     assert songs() == second
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_read_the_same(tones: Path, tmp_path: Path, workers: int) -> None:
-    alone, helped = make(tones, tmp_path), make(tones, tmp_path, num_workers=workers)
-    for a, b in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
-        assert all(torch.equal(a[key], b[key]) for key in a)  # type: ignore[literal-required]
+@pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_workers_read_the_same(tones: Path, tmp_path: Path, workers: int, start: str, channels: int) -> None:
+    """Also in the second epoch, as of a run that goes on."""
+    alone, helped = (make(tones, tmp_path, num_workers=n, channels=channels) for n in (0, workers))
+    alone.trainer = helped.trainer = _Trainer(training=True)  # type: ignore[assignment]
+    loaders = alone.train_dataloader(), helped.train_dataloader()
+    loaders[1].multiprocessing_context = start
+    for step in (0, 2):
+        alone.trainer.global_step = step  # type: ignore[misc]
+        for a, b in zip(*loaders, strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stereo(folder: Path, tones: Path) -> Path:
+    """Write each tone on the left and its negative at half level on the right."""
+    for file in tones.rglob("*.wav"):
+        sound, rate = soundfile.read(file)
+        target = folder / file.relative_to(tones)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, np.stack([sound, -0.5 * sound], axis=1), rate)
+    return folder
+
+
+def test_stereo_keeps_both_sides_to_the_image(tones: Path, tmp_path: Path) -> None:
+    data = make(stereo(tmp_path / "stereo", tones), tmp_path, channels=2)
+    raw = next(iter(data.val_dataloader()))
+    assert raw["audio"].shape == (8, 2, 4000)
+    for sound, song, start in zip(raw["audio"], raw["song"].tolist(), raw["start"].tolist(), strict=True):
+        source = soundfile.read(data.tracks[song].path, dtype="int16")[0][start : start + 4000]
+        np.testing.assert_array_equal(sound.T.numpy(), source)
+    batch = data.on_after_batch_transfer(raw, 0)
+    assert batch["image"].shape[1:] == data.facts.image_shape == (2, 16, 1 + 4000 // 128)
+    for side in (0, 1):
+        torch.testing.assert_close(batch["image"][:, side : side + 1], data.spectrogram(batch["audio"][:, side]))
+    assert data.middles([0, 1], torch.device("cpu")).shape == (2, 2, 16, 1 + 4000 // 128)
+
+
+def test_mono_files_have_two_equal_sides(tones: Path, tmp_path: Path) -> None:
+    one, two = (next(iter(make(tones, tmp_path, channels=channels).val_dataloader()))["audio"] for channels in (1, 2))
+    torch.testing.assert_close(two, one[:, None].expand(-1, 2, -1))
+
+
+def test_stereo_refuses_augmentation_of_audio(tones: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.channels=2 does not go with augmentation of audio"):
+        make(tones, tmp_path, channels=2, augment=_Silence())
 
 
 def test_examples_are_one_a_class(tones: Path, tmp_path: Path) -> None:

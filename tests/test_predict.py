@@ -32,6 +32,24 @@ def test_predictions_equal_those_of_the_training(run: Path, tones: Path) -> None
         assert loaded.predict(tones / row.song) == pytest.approx(row.probabilities, abs=1e-5)
 
 
+def test_a_stereo_run_predicts_what_its_evaluation_did(tones: Path, train: Command, tmp_path: Path) -> None:
+    for file in tones.rglob("*.wav"):
+        sound, rate = soundfile.read(file)
+        target = tmp_path / "stereo" / file.relative_to(tones)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, np.stack([sound, -0.5 * sound], axis=1), rate)
+    overrides = ("data=folder", f"data.root={tmp_path / 'stereo'}", "data.channels=2", "backbone=test_resnet", *TINY)
+    assert train(*overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    loaded = load_run(tmp_path / "run")
+    assert loaded.record["facts"]["image_shape"][0] == 2
+    for row in records.read_predictions(tmp_path / "run"):
+        if row.split == "test":
+            assert loaded.predict(tmp_path / "stereo" / row.song) == pytest.approx(row.probabilities, abs=1e-5)
+    assert loaded.predict(tones / "low/0.wav")  # mono: two equal sides
+    soundfile.write(tmp_path / "short.wav", np.full((2000, 2), 0.1), 8000)
+    assert sum(loaded.predict(tmp_path / "short.wav").values()) == pytest.approx(1)
+
+
 def test_long_files_other_rates_and_stereo(run: Path, tmp_path: Path) -> None:
     time = np.arange(3 * 44100) / 44100
     soundfile.write(tmp_path / "a.wav", np.stack([0.3 * np.sin(2 * np.pi * 900 * time)] * 2, axis=1), 44100)

@@ -9,7 +9,20 @@ number below is ours.
 
 from musicnet_eval.spectrograms.constant_q import Cqt
 from musicnet_eval.spectrograms.fourier import Chroma, Stft
-from musicnet_eval.spectrograms.front_end import FrontEnd, Stack
+from musicnet_eval.spectrograms.front_end import FrontEnd, Stack, make_images
 from musicnet_eval.spectrograms.mel import LogMel, LogMelDelta, MelPower, Mfcc, MultiResolution, Pcen
 
-__all__ = ["Chroma", "Cqt", "FrontEnd", "LogMel", "LogMelDelta", "MelPower", "Mfcc", "MultiResolution", "Pcen", "Stack", "Stft"]
+__all__ = [
+    "Chroma",
+    "Cqt",
+    "FrontEnd",
+    "LogMel",
+    "LogMelDelta",
+    "MelPower",
+    "Mfcc",
+    "MultiResolution",
+    "Pcen",
+    "Stack",
+    "Stft",
+    "make_images",
+]

@@ -209,3 +209,20 @@ class Stack(nn.Module):
         size = first.shape[2:]
         fitted = [i if i.shape[2:] == size else F.interpolate(i, size, mode="bilinear", antialias=True) for i in others]
         return torch.cat([first, *fitted], dim=1)
+
+
+def make_images(front: nn.Module, audio: Tensor) -> Tensor:
+    """Turn audio into images on the device where it lies; on a CPU one sound at a time, which stays in its cache.
+
+    Args:
+        front: Module `[B, T] → [B, K, F, N]`.
+        audio: Float, in [-1, 1].
+
+    Shape:
+        audio: `[B, T]`, or `[B, 2, T]`. output: `[B, K, F, N]`, or `[B, 2K, F, N]`: the left side's image, then the right one's.
+    """
+    front = front.to(audio.device)
+    sounds = audio.flatten(0, -2)
+    with torch.no_grad():
+        images = torch.cat([front(part) for part in sounds.split(1 if audio.device.type == "cpu" else len(sounds))])
+        return images.unflatten(0, (len(audio), -1)).flatten(1, 2)
