@@ -19,6 +19,7 @@ from musicnet_eval.errors import ConfigError
 
 Change = Callable[[Tensor, Generator], Tensor]
 Span = tuple[float, float]
+FADE = 256  # samples: 12 ms at 22.05 kHz
 
 
 def drawn_rows(count: int, p: float, generator: Generator) -> np.ndarray[Any, np.dtype[np.intp]]:
@@ -59,6 +60,18 @@ def there(values: Any, x: Tensor) -> Tensor:
     tensor = torch.as_tensor(values)
     dtype = tensor.dtype if not tensor.is_floating_point() else x.dtype if x.is_floating_point() else torch.float32
     return tensor.to(x.device, dtype, non_blocking=True)
+
+
+def faded(audio: Tensor) -> Tensor:
+    """Fade a song in and out within a few milliseconds, so that its end can go over into its beginning without a click.
+
+    Shape:
+        audio: `[…, T]`, kept.
+    """
+    length = audio.shape[-1]
+    ramp = min(FADE, length // 2)
+    edge = torch.arange(length, device=audio.device, dtype=audio.dtype)
+    return audio * (torch.minimum(edge, length - 1 - edge) / max(ramp, 1)).clamp_max(1.0)
 
 
 def noise_source(x: Tensor, generator: Generator) -> torch.Generator:

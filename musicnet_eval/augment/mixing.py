@@ -120,8 +120,8 @@ class MixAudio(nn.Module):
 
 
 def pairs(x: Tensor, p: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw the rows that are mixed, and for each another one; no row is the other of two."""
-    others = generator.permutation(len(x))
+    """Draw the rows that are mixed, and for each another one, all by the same distance: batches are shuffled already."""
+    others = np.roll(np.arange(len(x)), generator.integers(1, max(2, len(x))))
     rows = drawn_rows(len(x), p, generator)
     return there(rows, x), there(others[rows], x)
 

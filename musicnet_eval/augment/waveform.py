@@ -10,7 +10,7 @@ import torchaudio.functional as AF
 from numpy.random import Generator
 from torch import Tensor, nn
 
-from musicnet_eval.augment.draws import check_count, check_share, check_span, noise_source, on_share, uniform
+from musicnet_eval.augment.draws import check_count, check_share, check_span, faded, noise_source, on_share, uniform
 
 LOWEST = 20.0  # Hz: where noise begins; a steep slope would put nearly all of its power below hearing
 
@@ -107,7 +107,7 @@ class Noise(nn.Module):
 
 
 class Shift(nn.Module):
-    """Move audio in time, what leaves at one end coming in at the other.
+    """Move audio in time, what leaves at one end coming in at the other, over a fade of a few milliseconds.
 
     Args:
         share: Least and greatest shift as a share of the segment, -1 to 1.
@@ -130,7 +130,7 @@ class Shift(nn.Module):
     def change(self, audio: Tensor, generator: Generator) -> Tensor:
         """Change every row."""
         shifts = generator.uniform(*self.share, len(audio)) * audio.shape[-1]
-        return torch.stack([row.roll(round(shift), dims=-1) for row, shift in zip(audio, shifts.tolist(), strict=True)])
+        return torch.stack([row.roll(round(shift), dims=-1) for row, shift in zip(faded(audio), shifts.tolist(), strict=True)])
 
 
 class BandFilter(nn.Module):
