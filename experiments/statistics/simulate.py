@@ -19,6 +19,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from musicnet_eval import significance
+from musicnet_eval.leaderboard import values
 
 ACCURACIES, SONGS, SEEDS, SEED_SDS = (0.3, 0.5, 0.7, 0.9), (30, 100, 290), (1, 3, 5), (0.0, 0.3, 0.6)
 SHARED, OWN, GROUP = 1.5, 1.0, 1.0  # standard deviations on the logit
@@ -115,6 +116,22 @@ def discordant(rng: np.random.Generator, sweeps: int, gain: float, share: float,
     return np.stack([first, second], axis=1)[:, :, None].astype(float)
 
 
+def macro_f1_coverage(rng: np.random.Generator, sweeps: int, cell: Cell, classes: int = 6) -> float:
+    """Give how often the interval of macro F1 covers the truth: classes alike, so that it is the accuracy."""
+    accuracy, songs, seeds, seed_sd = cell
+    right, truths = draw(rng, sweeps, [accuracy], songs, seeds, seed_sd)
+    labels = rng.integers(classes, size=(sweeps, 1, songs))
+    elsewhere = 1 + rng.integers(classes - 1, size=(sweeps, 1, songs))  # seeds that fail a song take it for the same class
+    said = np.where(right[:, 0] > 0, labels, (labels + elsewhere) % classes)
+    one_hot = np.eye(classes)
+    inside = 0
+    for label, one, truth in zip(labels[:, 0], said, truths[:, 0], strict=True):
+        answers = (values.Answers(one_hot[label], one_hot[of_seed], one_hot[of_seed], several=False) for of_seed in one)
+        low, high = significance.interval(np.stack([values.VALUES["f1_macro"](answer) for answer in answers]), None, songs)
+        inside += int(low <= truth <= high)
+    return inside / sweeps
+
+
 # --- rivals ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +212,16 @@ def tables(sweeps: int = 2000) -> str:
         _pipes(heading, lines),
         f"Most of {len(wrong)} cells: {max(wrong.values()):.4f}, mean {np.mean(list(wrong.values())):.4f}.",
     ]
-    return "\n\n".join([*parts, *_powers(rng, sweeps)]) + "\n"
+    return "\n\n".join([*parts, *_powers(rng, sweeps), *_macro_f1(np.random.default_rng(7), sweeps // 2)]) + "\n"
+
+
+def _macro_f1(rng: np.random.Generator, sweeps: int) -> list[str]:
+    by = list(itertools.product(ACCURACIES, SONGS, SEEDS))
+    rows = [[str(key[0]), *key[1:], *(macro_f1_coverage(rng, sweeps, (*key, sd)) for sd in SEED_SDS)] for key in by]
+    return [
+        "### Coverage of the 95 % interval of macro F1, six classes, by seed sd",
+        _pipes(["accuracy", "songs", "seeds", *(f"sd {sd}" for sd in SEED_SDS)], rows),
+    ]
 
 
 def _rivals(rng: np.random.Generator, sweeps: int) -> str:
