@@ -1,8 +1,8 @@
 """Measure how fast the product is and write README.md beside this file: `make bench`, or `python bench.py [--quick]`.
 
-Four figures, each with its target: `--help` of every command; an epoch beside a bare PyTorch loop; a whole small run beside a
-bare script; the cached data path beside a memory-map gather. What is compared takes turns within one call, and medians are
-compared, because other work on the machine slows both sides alike.
+Figures, each with its target: `--help` of every command; an epoch beside a bare PyTorch loop; a whole small run beside a bare
+script; the cached data path beside a memory-map gather; `log_mel` beside other libraries; a loss step beside cross-entropy. What
+is compared takes turns within one call, and medians are compared, because other work on the machine slows both sides alike.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import bare
+import front_ends
 import numpy as np
 import soundfile
 import torch
@@ -118,7 +119,7 @@ def songs(data: MusicDataModule, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([song[:shortest] for song in audio]), np.array([data.classes.index(track.labels[0]) for track in tracks])
 
 
-# --- the four figures ---------------------------------------------------------------------------------------------------------
+# --- the figures --------------------------------------------------------------------------------------------------------------
 
 
 def measure_help(rounds: int) -> list[Figure]:
@@ -289,6 +290,7 @@ did slowed both. Absolute times are of a shared, noisy machine and mean little b
   weights is checked. The bare loop runs without torch's deterministic mode.
 - A small run: `musicnet-train` on a warm decoded cache beside `bare.py`, which imports torch, torchaudio and timm, and reads
   decoded songs from NumPy files.
+- `log_mel`: `front_ends.py`; Hann windows of 2048, hop 512, 128 bands on all sides; ours as in training, segment by segment.
 - Data path: the training loader, random positions in one file a song, beside random rows of one memory-mapped file; the page
   cache is warm for both.
 
@@ -321,6 +323,9 @@ def main() -> None:
         data = data_module(overrides)
         figures = measure_help(effort.help_rounds)
         figures.append(measure_data(data, effort.gathers, work))
+        say("log_mel beside other libraries")
+        audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
+        figures += [Figure(**row) for row in front_ends.measure(audio, effort.help_rounds)]
         figures.append(measure_run(overrides, effort.runs, data, work))
         say(f"ResNet-18, {effort.epochs} epochs in turns with the bare loop")
         figures.append(measure_epoch([*overrides, *effort.epoch_overrides], effort.epochs, work))

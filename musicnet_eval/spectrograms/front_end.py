@@ -224,5 +224,7 @@ def make_images(front: nn.Module, audio: Tensor) -> Tensor:
     front = front.to(audio.device)
     sounds = audio.flatten(0, -2)
     with torch.no_grad():
-        images = torch.cat([front(part) for part in sounds.split(1 if audio.device.type == "cpu" else len(sounds))])
-        return images.unflatten(0, (len(audio), -1)).flatten(1, 2)
+        images: Tensor = torch.cat(
+            [front(part) for part in torch.split(sounds, 1 if audio.device.type == "cpu" else len(sounds))]
+        )
+        return torch.unflatten(images, 0, (len(audio), -1)).flatten(1, 2)
