@@ -14,7 +14,6 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ Pcm = NDArray[np.int16]
 Floats = NDArray[np.float32]
 PCM_SCALE = 32768.0  # int16 PCM over this is float audio in [-1, 1)
 BLOCK = 1 << 17  # source frames that are in memory at a time
+MAPPED_BYTES = 128 * 2**20  # of PCM files that a reader maps
 SHORTEST_SECONDS = 0.05  # the least that data.segment_seconds may be: what is shorter cannot fill any segment
 LOST_SECONDS = 0.1  # a decoder may keep this much of its own padding to itself; more is missing audio
 # Demuxers that may look at a stranger's file: audio containers, and none that opens further files, as playlists do.
@@ -273,18 +273,47 @@ def _ffmpeg_blocks(decoded: Iterable[Any]) -> Iterator[Floats]:
 # --- the cache's files --------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8192)
-def map_pcm(path: str) -> Pcm:
-    """Map a PCM file into memory, read-only; the most recently used ones stay mapped, and a copy out of them is one of memory.
+class PcmReader:
+    """Read parts of PCM files: by memory map from those that come first, by plain reads from what is beyond a bound.
 
-    It is torch's mapping because that keeps no file descriptor, of which a process may hold few; Python's own keeps one a file.
+    A map is faster, but what was read through it counts as the process's memory. Maps are torch's, since they keep no file
+    descriptor, of which a process may hold few; Python's own keep one a file.
+
+    Args:
+        mapped_bytes: Size of the files that are mapped, in all.
     """
-    import torch
 
-    samples = pcm_length(Path(path))
-    mapped: Pcm = torch.from_file(path, shared=False, size=samples, dtype=torch.int16).numpy()
-    mapped.flags.writeable = False
-    return mapped
+    def __init__(self, mapped_bytes: int = MAPPED_BYTES) -> None:
+        self.mapped_bytes = self.room = mapped_bytes
+        self.maps: dict[str, Pcm] = {}
+
+    def __reduce__(self) -> tuple[type[PcmReader], tuple[int]]:
+        return PcmReader, (self.mapped_bytes,)  # a loader process makes maps of its own
+
+    def read(self, path: str, start: int, out: Pcm) -> int:
+        """Read from value `start` on into `out`, `[n]`, and give how many values there were."""
+        mapped = self.maps.get(path)
+        if mapped is None and (mapped := self._map(path)) is None:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - once a segment
+                file.seek(2 * start)
+                return (file.readinto(out.data) or 0) // 2
+        part = mapped[start : start + len(out)]
+        out[: len(part)] = part
+        return len(part)
+
+    def _map(self, path: str) -> Pcm | None:
+        if not self.room:
+            return None
+        size = os.stat(path).st_size  # noqa: PTH116
+        if size > self.room:
+            self.room = 0
+            return None
+        import torch
+
+        self.room -= size
+        mapped: Pcm = torch.from_file(path, shared=False, size=size // 2, dtype=torch.int16).numpy()
+        self.maps[path] = mapped
+        return mapped
 
 
 def pcm_length(path: Path, channels: int = 1) -> int:
@@ -294,9 +323,8 @@ def pcm_length(path: Path, channels: int = 1) -> int:
 
 def read_pcm(path: str, start: int, out: Pcm) -> int:
     """Read from sample `start` on into `out`, `[T]` or `[T, channels]`, and give how many samples there were."""
-    part = map_pcm(path).reshape(-1, *out.shape[1:])[start : start + len(out)]
-    out[: len(part)] = part
-    return len(part)
+    channels = int(out[0].size)
+    return PcmReader(0).read(path, start * channels, out.reshape(-1)) // channels
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------------------

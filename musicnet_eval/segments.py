@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from musicnet_eval.audio import map_pcm
+from musicnet_eval.audio import PcmReader
 from musicnet_eval.contracts import Batch
 from musicnet_eval.errors import DataError
 
@@ -87,7 +87,7 @@ class Segments(Dataset[Batch]):
         self.channels = channels
         self.random = hop is None
         self.seed = seed
-        self.silence = np.zeros(segment * channels, dtype=np.int16)
+        self.reader = PcmReader()
         starts = [[0] if hop is None else grid(song.length, segment, hop) for song in songs]
         repeats = [len(s) for s in starts]
         self.files = [song.pcm for song in songs]
@@ -118,14 +118,14 @@ class Segments(Dataset[Batch]):
         """Read one batch; samples past a song's end stay silent."""
         rows = request.rows
         start = self.starts(request)
-        pieces = []
         wide = self.channels
-        for song, first in zip(self.row_song[rows].tolist(), start.tolist(), strict=True):
-            piece = map_pcm(self.files[song])[first * wide : (first + self.segment) * wide]
-            pieces += [piece] if len(piece) == len(self.silence) else [piece, self.silence[len(piece) :]]
-        audio = np.concatenate(pieces).reshape(len(rows), self.segment, wide).transpose(0, 2, 1)
+        audio = np.empty((len(rows), self.segment * wide), dtype=np.int16)
+        for row, song, first in zip(audio, self.row_song[rows].tolist(), start.tolist(), strict=True):
+            count = self.reader.read(self.files[song], first * wide, row)
+            row[count:] = 0
+        sides = audio.reshape(len(rows), self.segment, wide).transpose(0, 2, 1)
         return Batch(
-            audio=torch.from_numpy(audio[:, 0] if wide == 1 else audio),
+            audio=torch.from_numpy(audio if wide == 1 else sides),
             label=torch.from_numpy(self.label[self.row_song[rows]]),
             song=torch.from_numpy(self.song[rows]),
             start=torch.from_numpy(start),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import soxr
 from scipy.signal import chirp
 
 from musicnet_eval import audio
-from musicnet_eval.audio import decode, frames, read_pcm
+from musicnet_eval.audio import PcmReader, decode, frames, read_pcm
 from musicnet_eval.errors import AudioError
 
 
@@ -191,14 +192,20 @@ def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path: Path) -> None:
 # --- reading the cache's files ---
 
 
-def test_read_pcm_and_many_open_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [0, 300 * 200, 10**6])
+def test_pcm_readers_read_the_same_mapped_or_not_and_keep_no_file_open(tmp_path: Path, bound: int) -> None:
     pcm = np.arange(100, dtype=np.int16)
     for i in range(600):
         (pcm + i).tofile(tmp_path / f"{i}.pcm")
+    reader = PcmReader(bound)
     out = np.empty(10, dtype=np.int16)
     for i in [*range(600), 0]:
-        assert read_pcm(str(tmp_path / f"{i}.pcm"), 95, out) == 5
+        assert reader.read(str(tmp_path / f"{i}.pcm"), 95, out) == 5
         np.testing.assert_array_equal(out[:5], np.arange(95, 100) + i)
+    assert len(reader.maps) == min(600, bound // 200)
+    copy = deepcopy(reader)  # as it is sent to a loader process
+    assert not copy.maps
+    assert copy.read(str(tmp_path / "7.pcm"), 0, out) == 10
     descriptors = Path("/proc/self/fd")
     if descriptors.exists():
         assert len(list(descriptors.iterdir())) < 900
