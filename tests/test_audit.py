@@ -21,7 +21,10 @@ import pytest
 import soundfile
 import soxr
 
-from musicnet_eval.audit import main
+from musicnet_eval.audit import findings, main
+from musicnet_eval.audit.listen import Heard
+from musicnet_eval.audit.page import render
+from musicnet_eval.contracts import Track
 
 RATE = 22050
 
@@ -392,3 +395,27 @@ def test_the_page_is_whole_and_has_sounds(planted: Planted) -> None:
     assert not re.search(r"https?://", page)
     planted.audit("--snippets", "0")
     assert "<audio" not in (planted.root / "out/audit.html").read_text(encoding="utf8")
+
+
+def test_a_hundred_thousand_tracks_make_a_small_page() -> None:
+    """Lists are cut on the page, their totals told, and whole in the record."""
+    splits = ("train", "val", "test")
+    tracks = [Track(f"{n}.wav", Path(f"{n}.wav"), (f"class {n % 300}",), f"g{n // 2}", splits[n % 3]) for n in range(100_000)]
+    record = findings.summary(tracks, [Heard(None, reason="does not exist")] * len(tracks))
+    assert len(record["findings"]["bad_files"]) == len(tracks)
+    crossing = (
+        pd.DataFrame({"group": [t.group for t in tracks], "split": [t.split for t in tracks]}).groupby("group").split.nunique()
+    )
+    assert record["leaks"]["groups"] == (crossing > 1).sum()
+    about = {
+        "data": "large",
+        "protocol": "official",
+        "fold": 0,
+        "folds": 5,
+        "split_error": None,
+        "index": "0",
+        "max_seconds": None,
+    }
+    page = render({**about, **record, "overrides": [], "checksums": None, "version": "1", "written": "now"}, {})
+    assert len(page) < 300_000
+    assert "100 of 100000 are shown" in page

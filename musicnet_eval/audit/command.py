@@ -41,7 +41,8 @@ examples:
 exit codes:
   0  no leak, and with --verify every file as it was
   1  a recording or a group stands in two splits, or with --verify a file is missing or changed
-  2  bad usage or input: the data has no splits, or no track of it can be decoded"""
+  2  bad usage or input: the data has no splits, or no track of it can be decoded
+  130  interrupted by Ctrl-C"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MusicnetError as error:
         print(f"musicnet-audit: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("musicnet-audit: interrupted; nothing was written", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"musicnet-audit: '{error.filename}' cannot be written ({error.strerror}). Give another --out.", file=sys.stderr)
         return MusicnetError.exit_code

@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -80,7 +83,7 @@ def listen_all(tracks: Sequence[Track], sample_rate: int, max_seconds: float | N
     count = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 50)
     if count == 1:
         return list(progress(map(_hear, jobs), len(jobs), "Listening", quiet=len(jobs) < 50))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), initializer=_serve, initargs=(os.getpid(),)) as pool:
         try:
             return list(progress(pool.map(_hear, jobs, chunksize=4), len(jobs), "Listening"))
         except BrokenProcessPool:
@@ -88,6 +91,18 @@ def listen_all(tracks: Sequence[Track], sample_rate: int, max_seconds: float | N
                 f"A decoding process was killed while {count} heard {len(jobs)} tracks: a lack of memory, or a file that breaks "
                 "its decoder. Hear less of each track with data.max_seconds=600, or fewer at once with --workers 1."
             ) from None
+
+
+def _serve(parent: int) -> None:
+    """Prepare a listening process: Ctrl-C is the parent's to answer, and without a parent, killed perhaps, there is no work."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _hear(job: tuple[Path, int, float | None]) -> Heard:
@@ -179,7 +194,9 @@ def _quiet_tenths(audio: NDArray[np.float32], rate: int) -> list[bool]:
 
 
 def _clipped(pcm: Pcm) -> int:
-    edges = np.flatnonzero(np.diff((np.abs(pcm.astype(np.int32)) >= 32767).astype(np.int8), prepend=0, append=0))
+    if pcm.max(initial=0) < 32767 and pcm.min(initial=0) > -32767:
+        return 0
+    edges = np.flatnonzero(np.diff(((pcm >= 32767) | (pcm <= -32767)).astype(np.int8), prepend=0, append=0))
     runs = edges[1::2] - edges[::2]
     return int(runs[runs >= CLIPPED_RUN].sum())
 
