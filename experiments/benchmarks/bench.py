@@ -23,6 +23,7 @@ from typing import Any
 
 import bare
 import front_ends
+import loss_steps
 import numpy as np
 import soundfile
 import torch
@@ -323,6 +324,7 @@ def main() -> None:
         data = data_module(overrides)
         figures = measure_help(effort.help_rounds)
         figures.append(measure_data(data, effort.gathers, work))
+        figures.append(Figure(*loss_steps.measure(rounds=8 * effort.gathers)))
         say("log_mel beside other libraries")
         audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
         figures += [Figure(**row) for row in front_ends.measure(audio, effort.help_rounds)]

@@ -175,7 +175,10 @@ class ConfidencePenaltyLoss(nn.Module):
         check_shapes(logits, target, num_classes=logits.shape[-1])
         log_p = F.log_softmax(full_precision(logits), dim=1)
         negative_entropy = (log_p.exp() * log_p).sum(dim=1)
-        return reduce(over_target(picked(log_p, target), target) + self.beta * negative_entropy, self.reduction)
+        chosen = (
+            -log_p if target.is_floating_point() else F.nll_loss(log_p, target.long(), reduction="none", ignore_index=NO_INDEX)
+        )
+        return reduce(over_target(chosen, target) + self.beta * negative_entropy, self.reduction)
 
 
 class AsymmetricSingleLabelLoss(nn.Module):
@@ -216,17 +219,19 @@ class AsymmetricSingleLabelLoss(nn.Module):
         """Return the loss of a batch; see the class for shapes."""
         check_shapes(logits, target, num_classes=logits.shape[-1])
         log_p = F.log_softmax(full_precision(logits), dim=1)
-        rest, nats = self.label_smoothing / logits.shape[1], picked(log_p, target)
-        positive = focus(nats, self.gamma_positive)
+        rest = self.label_smoothing / logits.shape[1]
         if target.is_floating_point():
-            y = target.to(nats.dtype)
-            smoothed = (1.0 - self.label_smoothing) * y + rest
-            negative = torch.exp(-self.gamma_negative * nats) * nats
-            return reduce((smoothed * torch.lerp(negative, positive, y)).sum(dim=1), self.reduction)
-        loss = (1.0 - self.label_smoothing + rest) * positive
-        if rest:
-            others = torch.full_like(log_p, rest, requires_grad=False).scatter_(1, target.long().unsqueeze(1), 0.0)
-            loss = loss - (others * log_p * torch.exp(self.gamma_negative * log_p)).sum(dim=1)
+            y, nats = target.to(log_p.dtype), -log_p
+            smoothed, negative = (1.0 - self.label_smoothing) * y + rest, torch.exp(self.gamma_negative * log_p) * nats
+            return reduce((smoothed * torch.lerp(negative, focus(nats, self.gamma_positive), y)).sum(dim=1), self.reduction)
+        # For an index: constant rows for what is added up and for the power of p, which is 0 for the label's own class.
+        place, own = target.long().unsqueeze(1), 1.0 - self.label_smoothing + rest
+        smoothed = torch.full_like(log_p, rest, requires_grad=False).scatter_(1, place, 0.0 if self.gamma_positive else own)
+        power = torch.full_like(log_p, self.gamma_negative, requires_grad=False).scatter_(1, place, 0.0)
+        loss = -(smoothed * log_p * torch.exp(power * log_p)).sum(dim=1)
+        if self.gamma_positive:
+            nats = F.nll_loss(log_p, target.long(), reduction="none", ignore_index=NO_INDEX)
+            loss = loss + own * focus(nats, self.gamma_positive)
         return reduce(loss, self.reduction)
 
 
@@ -245,11 +250,6 @@ def focus(nats: Tensor, gamma: float) -> Tensor:
     # 1 - p without cancellation; the floor keeps the gradient finite where gamma < 1 and p rounds to 1
     miss = (-torch.expm1(-nats)).clamp(min=torch.finfo(nats.dtype).tiny)
     return torch.pow(miss, gamma) * nats
-
-
-def picked(log_p: Tensor, target: Tensor) -> Tensor:
-    """Return -log p: `[B]` for an index, `[B, C]` for a distribution."""
-    return -log_p if target.is_floating_point() else F.nll_loss(log_p, target.long(), reduction="none", ignore_index=NO_INDEX)
 
 
 def over_target(values: Tensor, target: Tensor) -> Tensor:

@@ -73,10 +73,11 @@ class CosineMarginLoss(nn.Module):
     def forward(self, cosines: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch; see the class for shapes."""
         check_cosines(cosines, target, values=self.validate_args)
+        target = target.long()
         scores: Tensor = _Margins.apply(
-            full_precision(cosines), target.long().unsqueeze(1), self.scale, self.angular_margin, self.cosine_margin
+            full_precision(cosines), target.unsqueeze(1), self.scale, self.angular_margin, self.cosine_margin
         )
-        return F.cross_entropy(scores, target.long(), reduction=self.reduction, ignore_index=NO_INDEX)
+        return F.cross_entropy(scores, target, reduction=self.reduction, ignore_index=NO_INDEX)
 
 
 class _Margins(torch.autograd.Function):
@@ -84,28 +85,26 @@ class _Margins(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, cosines: Tensor, place: Tensor, scale: float, angular: float, additive: float) -> Tensor:
-        moved, slope = cosines.gather(1, place), None
+        moved = cosines.gather(1, place)
+        slopes = torch.full_like(cosines, scale)
         if angular:
             moved, slope = turned(moved, angular)
-        ctx.scale = scale
-        ctx.save_for_backward(place, slope)
-        return cosines.scatter(1, place, moved - additive).mul_(scale)
+            slopes.scatter_(1, place, slope.mul_(scale))
+        ctx.save_for_backward(slopes)
+        return cosines.scatter(1, place, moved - additive if additive else moved).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-        place, slope = ctx.saved_tensors
-        below = above * ctx.scale
-        if slope is not None:
-            below.scatter_(1, place, below.gather(1, place).mul_(slope))
-        return below, None, None, None, None
+        (slopes,) = ctx.saved_tensors
+        return above * slopes, None, None, None, None
 
 
 def turned(cosine: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     """Return cos(theta + angle) for cos(theta), with what takes its place where the sum passes pi, and the slope of that."""
-    # The floor bounds the slope at cos = 1 and -1; 1e-7 is where float32 stops telling the cosine from 1.
-    sine = cosine.square().neg_().add_(1.0).clamp_(min=1e-7).sqrt_()
-    slope = (cosine / sine).mul_(math.sin(angle)).add_(math.cos(angle))
-    value = sine.mul_(-math.sin(angle)).add_(cosine, alpha=math.cos(angle))
-    below = cosine > -math.cos(angle)
-    return torch.where(below, value, cosine - angle * math.sin(angle)), torch.where(below, slope, 1.0)
+    # Where float32 stops telling the cosine from 1 the slope, which goes to infinity, stays as it is.
+    theta = cosine.clamp(min=-1.0 + 1e-7, max=1.0 - 1e-7).acos_()
+    turn = theta + angle
+    value, slope = turn.cos(), turn.sin().div_(theta.sin_())
+    beyond = turn > math.pi
+    return torch.where(beyond, cosine - angle * math.sin(angle), value), slope.masked_fill_(beyond, 1.0)
