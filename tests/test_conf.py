@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from musicnet_eval import configs
 from musicnet_eval.classifier import finish
 from musicnet_eval.contracts import DataFacts
 from musicnet_eval.errors import ConfigError
+from tests.conftest import REPOSITORY
 
 FILES = sorted(path.relative_to(configs.CONF).as_posix() for path in configs.CONF.rglob("*.yaml"))
 CHOICES = [file.removesuffix(".yaml") for file in FILES if "/" in file and not file.startswith("experiment/")]
@@ -52,6 +54,32 @@ def test_spectrograms_build_and_run(choice: str) -> None:
     node = composed(f"spectrogram={choice.partition('/')[2]}", "spectrogram.size=[32,48]")["datamodule"]["spectrogram"]
     image = configs.build(node, "spectrogram")(torch.zeros(2, 22050))
     assert (len(image), *image.shape[2:]) == (2, 32, 48)
+
+
+def test_the_readme_states_the_shape_of_every_spectrogram() -> None:
+    table = re.findall(
+        r"^\| `(\w+)` \| (\d+) × (\d+) × (\d+) \|", (REPOSITORY / "README.md").read_text(encoding="utf8"), re.MULTILINE
+    )
+    assert {name for name, *_ in table} == {c.partition("/")[2] for c in CHOICES if c.startswith("spectrogram/")}
+    for name, *shape in table:
+        config = composed(f"spectrogram={name}")
+        front = configs.build(config["datamodule"]["spectrogram"], "spectrogram")
+        segment = torch.zeros(1, round(config["data"]["segment_seconds"] * config["data"]["sample_rate"]))
+        assert front(segment).shape[1:] == tuple(map(int, shape)), name
+
+
+def test_a_stack_is_composed_from_the_command_line() -> None:
+    turned = [
+        "+spectrogram@spectrogram.channels.pcen=pcen",
+        "spectrogram.channels.chroma=null",
+        "spectrogram.channels.cqt.n_bins=60",
+    ]
+    node = composed("spectrogram=stack", "data.sample_rate=16000", *turned)["datamodule"]["spectrogram"]
+    front = configs.build(node, "spectrogram")
+    assert list(front.spectrogram.channels) == ["log_mel", "cqt", "pcen"]
+    assert node["spectrogram"]["channels"]["pcen"]["sample_rate"] == 16000
+    assert front.spectrogram.channels["cqt"](torch.zeros(1, 8000)).shape[2] == 60
+    assert front(torch.zeros(1, 8000)).shape[1] == 3
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("optimizer/", "scheduler/"))])

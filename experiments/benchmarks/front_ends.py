@@ -15,7 +15,8 @@ from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 from musicnet_eval.spectrograms import LogMel, make_images
 
 RATE, N_FFT, HOP, N_MELS = 22050, 2048, 512, 128
-TARGETS = {"torchaudio": 2.0, "librosa": 1.5, "nnAudio": 8.0}
+# How many times faster, and how near; the mel bank is torchaudio's, which rounds otherwise than that of the other two.
+TARGETS = {"torchaudio": (2.0, 1e-5), "librosa": (1.5, 1e-4), "nnAudio": (8.0, 1e-4)}
 HOW = {
     "torchaudio": "MelSpectrogram and AmplitudeToDB on the whole batch",
     "librosa": "melspectrogram and power_to_db, segment by segment",
@@ -71,13 +72,14 @@ def measure(audio: Tensor, rounds: int) -> list[dict[str, Any]]:
     seconds = {name: values[1:] for name, values in seconds.items()}
     rows = []
     for name, apart in differences.items():
+        target, near = TARGETS[name]
         faster = statistics.median(seconds[name]) / statistics.median(seconds["ours"])
         rows.append(
             {
                 "what": f"`log_mel`, times faster than {name}",
                 "value": f"{faster:.2f} ×",
-                "target": f">= {TARGETS[name]:g} ×",
-                "met": faster >= TARGETS[name] and apart < 1e-5,
+                "target": f">= {target:g} ×",
+                "met": faster >= target and apart < near,
                 "rounds": {"ours": seconds["ours"], name: seconds[name]},
                 "note": f"{len(audio)} × {audio.shape[1] / RATE:g} s; {HOW[name]}; levels differ by {apart:.0e} of the largest",
             }
