@@ -98,11 +98,11 @@ class MusicDataModule(lightning.LightningDataModule):
         self.augment = Augment(augment, len(self.classes))
         self.sample_rate = int(sample_rate)
         self.channels = channels
-        on_audio = [name for name, _ in self.augment.stages["audio"].named_children()]
-        if channels == 2 and on_audio:
+        mono = [name for name, step in self.augment.stages["audio"].named_children() if not getattr(step, "stereo", False)]
+        if channels == 2 and mono:
             raise ConfigError(
-                f"data.channels=2 does not go with augmentation of audio ({', '.join(on_audio)}), which takes mono. "
-                "Use steps on images, or data.channels=1."
+                f"data.channels=2 does not go with augmentation of audio ({', '.join(mono)}), which takes mono. "
+                "Let it say `stereo = True` if it takes [B, 2, T], or use data.channels=1."
             )
         self.segment = round(segment_seconds * sample_rate)
         self.hop = self.segment if hop_seconds is None else max(1, round(hop_seconds * sample_rate))

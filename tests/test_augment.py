@@ -112,11 +112,15 @@ def test_silence_clipping_and_short_audio_stay_finite(choice: str, samples: int)
 
 
 @pytest.mark.parametrize("choice", [name for name in SINGLE if steps(f"augment={name}")[name].on == "audio"])
-def test_songs_of_several_channels_pass(choice: str) -> None:
+def test_stereo_is_treated_alike_on_both_sides(choice: str) -> None:
     audio, _, label = batch()
     augment = Augment(steps(f"augment={choice}", f"augment.{choice}.p=1"), 3)
-    result, _ = augment("audio", torch.stack([audio, audio], dim=1), label, draw)
+    result, mixed = augment("audio", torch.stack([audio, audio], dim=1), label, draw)
     assert result.shape == (6, 2, 11025)
+    if choice != "noise":  # each side has noise of its own
+        mono, same = augment("audio", audio, label, draw)
+        torch.testing.assert_close(result, torch.stack([mono, mono], dim=1), atol=1e-6, rtol=1e-5)
+        assert torch.equal(mixed, same)
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------------------------

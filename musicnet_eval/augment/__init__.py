@@ -3,6 +3,7 @@
 A *step* is any `nn.Module` whose `forward` maps a batch to one of the same shape. It says by attributes what it is:
 
 - `on`: `"audio"`, `[B, T]` float (the default, so that any module on audio will do), or `"image"`, `[B, K, F, N]`.
+- `stereo`: true if it also takes `[B, 2, T]`, as with `data.channels=2`.
 - `mixes_labels`: true if labels come out as mixtures, `[B, C]` float; they go in as such, rows of zeros and ones.
 
 `forward` gets those of `label` and `generator` that its signature names, and gives `(x, label)` if it names `label`. The

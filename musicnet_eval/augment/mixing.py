@@ -92,13 +92,14 @@ class MixAudio(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept. label: `[B]` int or `[B, C]` float within a class, else `[B, C]` float; kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept. label: `[B, C]` float, or within a class also `[B]` int; kept.
 
     Reference:
         Tokozume, Ushiku, Harada: "Learning from Between-class Examples for Deep Sound Recognition", ICLR 2018 (eq. 1).
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(self, alpha: float = 1.0, within_class: bool = False, p: float = 0.5) -> None:
         super().__init__()

@@ -27,10 +27,11 @@ class PitchShift(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(self, semitones: Sequence[float] = (-2.0, 2.0), n_fft: int = 2048, p: float = 0.25) -> None:
         super().__init__()
@@ -63,10 +64,11 @@ class TimeStretch(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(self, rate: Sequence[float] = (0.85, 1.15), n_fft: int = 2048, p: float = 0.25) -> None:
         super().__init__()

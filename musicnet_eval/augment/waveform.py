@@ -23,10 +23,11 @@ class Gain(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(self, db: Sequence[float] = (-12.0, 6.0), p: float = 0.5) -> None:
         super().__init__()
@@ -48,10 +49,11 @@ class Polarity(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
@@ -72,10 +74,11 @@ class Noise(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(
         self,
@@ -114,10 +117,11 @@ class Shift(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(self, share: Sequence[float] = (-0.5, 0.5), p: float = 0.5) -> None:
         super().__init__()
@@ -148,10 +152,11 @@ class BandFilter(nn.Module):
         p: Share of the batch.
 
     Shape:
-        audio: `[B, T]`, kept.
+        audio: `[B, T]`, or `[B, 2, T]` in stereo; kept.
     """
 
     on = "audio"
+    stereo = True
 
     def __init__(
         self,
