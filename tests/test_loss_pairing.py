@@ -18,6 +18,7 @@ from musicnet_eval.contracts import DataFacts
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.losses import AsymmetricLoss, AsymmetricSingleLabelLoss, BalancedTrustedLoss, CosineMarginLoss, FocalLoss
 from musicnet_eval.losses.pairing import DEFAULTS, check_pairing, cosine_scale, requirement
+from tests.conftest import TINY, Command
 from tests.test_loss_presets import NoWaiting
 
 ONE = DataFacts(classes=("a", "b", "c"), class_counts=(5, 3, 2), image_shape=(1, 32, 40), sample_rate=8000)
@@ -213,3 +214,18 @@ def test_values_are_looked_at_in_the_first_batch_alone(facts: DataFacts, loss: A
     model.training_step(first, 0)["loss"].backward()
     with NoWaiting():
         model.training_step(second, 1)["loss"].backward()
+
+
+@pytest.mark.slow
+def test_the_command_gives_the_reason_and_leaves_no_run(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY)
+    for wrong, reason in (
+        (("loss=amcm_softmax", "augment=mixup"), "mixes the labels of two tracks"),
+        (("loss=bce",), "every track of this data carries just one"),
+    ):
+        assert train(*small, *wrong) == 2
+        assert reason in capsys.readouterr().err
+    assert not list(tmp_path.rglob("result.json"))
+    assert train(*small, "loss=amcm_softmax", "trainer.max_epochs=1") == 0

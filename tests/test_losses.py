@@ -196,6 +196,37 @@ def test_mixed_prediction_that_is_right_is_trusted_more_than_either_label_alone(
     assert mixed > loss.trust(logits, torch.tensor([1]))
 
 
+@pytest.mark.parametrize(("share", "trust"), [(0.5, 1.0), (0.6, 0.86667), (0.70711, 0.82843), (0.9, 0.91111), (1.0, 1.0)])
+def test_right_prediction_of_a_mixture_is_trusted_by_four_fifths_or_more(share, trust):
+    """At strength 1 and two classes: (a^2 + (1-a)^2) / a, least at a = 1 / sqrt(2)."""
+    mixture = torch.tensor([[share, 1.0 - share]], dtype=torch.float64)
+    close(BalancedTrustedLoss(2, trust_warmup=0.0).trust(mixture.log(), mixture), [trust], 1e-4)
+
+
+def test_the_pull_of_a_mistake_falls_with_how_sure_the_network_is():
+    """Two classes, strength 1: e^-d sigmoid(d) for the logit gap d (numbers by hand; cross-entropy: .50 .73 .88 .98 1.0)."""
+    gap = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    loss = BalancedTrustedLoss(2, trust_warmup=0.0, reduction="none")
+    pull = gradient(lambda z, y: loss(z, y).sum(), torch.stack([gap, -0.0 * gap], dim=1), torch.ones(5, dtype=torch.long))
+    close(pull[:, 0], [0.5, 0.26894, 0.1192, 0.01799, 0.000335], 1e-5)
+    trust = loss.trust(torch.stack([gap, 0 * gap], dim=1), torch.ones(5, dtype=torch.long))
+    assert (pull.abs() <= trust.unsqueeze(1)).all()
+
+
+@pytest.mark.parametrize(("strength", "tau"), [(0.0, 0.0), (0.3, 0.0), (0.5, 0.0), (0.5, 1.0)])
+def test_optimum_over_wrong_labels_is_sharpened_and_keeps_its_order(strength, tau):
+    """Where labels are drawn from h, the mean gradient is 0 at p ~ (h / prior^(tau q))^(1 / (1 - q))."""
+    drawn, counts = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([5.0, 3.0, 4.0], dtype=torch.float64)
+    prior = counts / counts.sum()
+    best = (drawn / prior ** (tau * strength)) ** (1 / (1 - strength))
+    loss = BalancedTrustedLoss(
+        3, counts.tolist(), trust_strength=strength, trust_warmup=0.0, trust_prior_tau=tau, reduction="none"
+    )
+    logits = best.log().repeat(3, 1)
+    pull = gradient(lambda z, y: torch.dot(loss(z, y), drawn), logits, torch.arange(3)).sum(dim=0)
+    close(pull, torch.zeros(3), 1e-7)
+
+
 def test_warmup_grows_the_strength_linearly():
     logits, target = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([1])
     loss = BalancedTrustedLoss(3, trust_strength=1.0, trust_warmup=0.2)

@@ -32,7 +32,8 @@ class FocalLoss(nn.Module):
         logits: `[B, C]`; target: `[B]` int or `[B, C]` float; output: scalar, or `[B]` with `reduction="none"`.
 
     Reference:
-        Lin, Goyal, Girshick, He, Dollár: "Focal Loss for Dense Object Detection", ICCV 2017 (there with sigmoids).
+        Lin, Goyal, Girshick, He, Dollár: "Focal Loss for Dense Object Detection", ICCV 2017 (there with sigmoids). For two
+        classes it equals torchvision's `sigmoid_focal_loss(z1 - z0, alpha=-1)`; for more, kornia's `focal_loss` without alpha.
     """
 
     multilabel = False
