@@ -130,7 +130,7 @@ def cut_and_resume(train: Command, tmp_path: Path, given: list[str], hook: str, 
     assert (tmp_path / "epochs").read_text() == begun
     whole, cut = (records.read_result(tmp_path / name) for name in ("whole", "cut"))
     assert cut["metrics"] == whole["metrics"]
-    for file in ("predictions.csv", "metrics.csv"):
+    for file in ("predictions.csv", "metrics.csv", "suspect_labels.csv"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert json.loads((tmp_path / "cut/status.json").read_text())["attempt"] == 2
 

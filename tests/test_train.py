@@ -42,9 +42,10 @@ def test_a_run_folder_is_whole(finished: Path, tones: Path) -> None:
     assert run.parent == finished / "runs" / tones.name
     assert run.name.startswith("test_resnet-cross_entropy-s0-")
     present = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    expected = {"status.json", "result.json", "config.yaml", "predictions.csv", "metrics.csv"}
+    expected = {"status.json", "result.json", "config.yaml", "predictions.csv", "metrics.csv", "suspect_labels.csv"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "pictures/spectrograms.json"}
     present.discard(".lock")  # stays behind on some systems; it holds nothing
+    expected |= {f"pictures/suspect-{rank}.png" for rank in range(1, 7)}  # of 6 training songs
     assert present == expected | {f"pictures/spectrogram-{i}.png" for i in range(3)}
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["attempt"], status["epoch"]) == ("done", 1, 1)
