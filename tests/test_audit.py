@@ -127,10 +127,8 @@ ALTERED: dict[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = {  #
     "mp3": ("copy", 0.0, encoded("MP3")),
     "ogg": ("copy", 0.0, encoded("OGG")),
     "11 kHz": ("copy", 0.0, lambda audio: soxr.resample(soxr.resample(audio, RATE, 11025), 11025, RATE)),
-    "44 kHz": ("copy", 0.0, lambda audio: soxr.resample(soxr.resample(audio, RATE, 44100), 44100, RATE)),
     "softer": ("copy", 0.0, lambda audio: audio / 10),
     "later": ("overlapping", 1.7, lambda audio: np.concatenate([np.zeros(round(1.7 * RATE)), audio])[: len(audio)]),
-    "earlier": ("excerpt", -1.234, lambda audio: audio[round(1.234 * RATE) :]),
     "excerpt": ("excerpt", -2.5, lambda audio: audio[round(2.5 * RATE) : round(6.5 * RATE)]),
     "all": ("excerpt", -2.5, lambda audio: encoded("OGG")(audio[round(2.5 * RATE) : round(7 * RATE)] / 8)),
 }
@@ -305,6 +303,7 @@ def test_checksums_are_verified(planted: Planted, capsys: pytest.CaptureFixture[
     code, record = planted.audit("--verify", str(file))
     assert code == 1
     assert record["checksums"] == {"missing": ["05.wav"], "changed": ["03.wav"], "new": ["new.wav"]}
+    assert "files are not what they were: missing 1, changed 1" in " ".join(capsys.readouterr().out.split())
     page = (planted.root / "out/audit.html").read_text(encoding="utf8")
     assert re.search(r"changed: 1</strong>\s*<code>03.wav", page)
 

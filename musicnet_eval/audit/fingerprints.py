@@ -147,8 +147,10 @@ def _candidates(fingerprints: Sequence[Words]) -> Iterator[tuple[int, int, list[
     shards = 1 + len(word) // SHARD
     for shard in range(shards):
         votes = [np.zeros(0, dtype=np.int64)]
-        for step in range(1, min(NEIGHBOURS + 1, len(word))):
-            here = np.flatnonzero((word[step:] == word[:-step]) & (track[:-step] % shards == shard))
+        ours = np.flatnonzero(track % shards == shard)
+        for step in range(1, NEIGHBOURS + 1):
+            ours = ours[ours < len(word) - step]
+            here = ours[word[ours] == word[ours + step]]
             left, right = track[here].astype(np.int64), track[here + step].astype(np.int64)
             # One integer a vote, (left, right, lag), since numpy counts equal integers fast.
             votes.append((left << 43) | (right << 23) | (time[here] - time[here + step] + (1 << 22)))

@@ -44,7 +44,13 @@ def verdict(record: Mapping[str, Any]) -> tuple[bool, str]:
     leaks = [f"{n} {(single if n == 1 else several)[name]} in several splits" for name, n in record["leaks"].items() if n]
     if leaks:
         return False, f"Leak: {', and '.join(leaks)}. What is trained on this split has heard a part of its test."
-    return True, "No leak found: no recording and no group stands in two splits."
+    sentence = "No leak found: no recording and no group stands in two splits."
+    changed = {name: len(ids) for name, ids in (record["checksums"] or {}).items() if ids and name != "new"}
+    if changed:
+        sentence += f" But files are not what they were: {', '.join(f'{name} {n}' for name, n in changed.items())}."
+    if record["conflicting"]:
+        sentence += f" Duplicates under differing labels: {record['conflicting']}."
+    return not changed, sentence
 
 
 def snippets(record: Mapping[str, Any], paths: Mapping[str, Path], count: int) -> Sounds:
