@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyloudnorm
 import pytest
 import soundfile
 import soxr
 
 from musicnet_eval.audit import findings, main
-from musicnet_eval.audit.listen import Heard
+from musicnet_eval.audit.fingerprints import RATE as FINGERPRINT_RATE
+from musicnet_eval.audit.fingerprints import agreement, words
+from musicnet_eval.audit.listen import Heard, listen
 from musicnet_eval.audit.page import render
 from musicnet_eval.contracts import Track
 
@@ -418,3 +421,36 @@ def test_a_hundred_thousand_tracks_make_a_small_page() -> None:
     page = render({**about, **record, "overrides": [], "checksums": None, "version": "1", "written": "now"}, {})
     assert len(page) < 300_000
     assert "100 of 100000 are shown" in page
+
+
+# --- levels -------------------------------------------------------------------------------------------------------------------
+
+
+def test_loudness_is_that_of_the_standard(tmp_path: Path) -> None:
+    """By ITU-R BS.1770 a sine of 997 Hz at full scale in one channel is at -3.01 LUFS; EBU Tech 3341 lets meters err by 0.1."""
+    write(tmp_path / "sine.wav", np.sin(2 * np.pi * 997 * np.arange(3 * 48000) / 48000), 48000)
+    heard = listen(tmp_path / "sine.wav", RATE)
+    assert heard.loudness == pytest.approx(-3.01, abs=0.1)
+    assert heard.peak == pytest.approx(0, abs=0.01)
+    assert (heard.sample_rate, heard.channels, heard.format) == (48000, 1, "WAV PCM_16")
+
+
+def test_long_files_are_heard_in_chunks_as_if_whole(tmp_path: Path) -> None:
+    audio = np.concatenate([song(1) * level for level in (0.01, 1, 0.3, 0.1, 0.6, 1, 0.05, 0.8, 1, 0.2, 0.5, 1)])
+    write(tmp_path / "long.flac", audio)
+    heard = listen(tmp_path / "long.flac", RATE)
+    assert heard.seconds == 96
+    assert heard.loudness == pytest.approx(pyloudnorm.Meter(RATE).integrated_loudness(audio), abs=0.02)
+    whole = words(soxr.resample(audio.astype(np.float32), RATE, FINGERPRINT_RATE))
+    assert agreement(whole, heard.words, 0) > 0.95
+
+
+def test_clipped_and_silent_shares_are_counted(tmp_path: Path) -> None:
+    audio = 0.5 * np.sin(2 * np.pi * 50 * np.arange(10 * 8000) / 8000)
+    audio[100:110] = 1.0
+    audio[200:202] = -1.0  # two in a row are music
+    audio[60_000:] = 0
+    write(tmp_path / "a.wav", audio, 8000)
+    heard = listen(tmp_path / "a.wav", RATE)
+    assert heard.clipped == pytest.approx(10 / 80_000, abs=1e-6)
+    assert heard.silent == pytest.approx(0.25)
