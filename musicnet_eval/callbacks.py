@@ -147,7 +147,7 @@ class Pictures(Callback):
         entries = []
         for number, (name, song, image) in enumerate(data.examples(pl_module.device)):
             file = f"spectrogram-{number}.png"
-            draw(image[0].cpu().numpy(), folder / file, self.height)
+            draw(image.cpu().numpy(), folder / file, self.height)
             seconds = data.segment / data.sample_rate
             caption = f"{image.shape[1]} bins from low (bottom) to high, {seconds:g} s from left to right"
             entries.append({"class": name, "song": song, "file": file, "caption": caption})
@@ -160,14 +160,19 @@ _PALETTE = np.array([[8, 6, 30], [72, 18, 107], [170, 44, 98], [238, 117, 63], [
 
 
 def draw(image: np.ndarray[Any, np.dtype[np.float32]], path: Path, height: int) -> None:
-    """Save one image `[F, N]` as a PNG, low bins at the bottom, stretched from its lowest to its highest value."""
+    """Save one image `[K, F, N]` as a PNG, low bins at the bottom, stretched from its lowest to its highest value.
+
+    Three channels are drawn as red, green and blue; of any other number the first is drawn.
+    """
     from PIL import Image
 
-    low, high = float(image.min()), float(image.max())
-    level = (image[::-1] - low) / (high - low or 1.0)
+    shown = image if len(image) == 3 else image[:1]
+    low, high = float(shown.min()), float(shown.max())
+    level = (shown[:, ::-1] - low) / (high - low or 1.0)
     anchors = np.linspace(0, 1, len(_PALETTE))
-    colour = np.stack([np.interp(level, anchors, _PALETTE[:, channel]) for channel in range(3)], axis=-1)
-    factor = max(1, -(-height // image.shape[0]))
+    colours = level * 255 if len(level) == 3 else [np.interp(level[0], anchors, colour) for colour in _PALETTE.T]
+    colour = np.stack([*colours], axis=-1)
+    factor = max(1, -(-height // image.shape[1]))
     picture = np.rint(colour).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
     Image.fromarray(picture).save(path, optimize=True)
 

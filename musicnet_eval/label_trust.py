@@ -93,7 +93,7 @@ class LabelTrust(Callback):
             index = {track.id: i for i, track in enumerate(data.tracks)}
             images = data.middles([index[one.song] for one in drawn], pl_module.device)
             for one, image in zip(drawn, images, strict=True):
-                draw(image[0].cpu().numpy(), folder / "pictures" / one.picture, self.height)
+                draw(image.cpu().numpy(), folder / "pictures" / one.picture, self.height)
 
 
 @torch.no_grad()

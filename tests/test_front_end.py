@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import Normalize
 from PIL import Image
+from scipy.stats import spearmanr
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms.v2.functional import normalize
 
 from musicnet_eval import evaluate, load_run, records
+from musicnet_eval.callbacks import draw
 from musicnet_eval.datamodule import MusicDataModule
 from musicnet_eval.datasets import assign_splits, folder
 from musicnet_eval.errors import ConfigError
@@ -293,3 +295,16 @@ def test_a_coloured_run(tones: Path, train: Command, tmp_path: Path) -> None:
     assert record["facts"]["band_statistics"] is None
     (row, *_) = [row for row in records.read_predictions(run) if row.split == "test"]
     assert load_run(run).predict(tones / row.song) == pytest.approx(row.probabilities, abs=1e-5)
+
+
+def test_pictures_show_colours_as_the_network_sees_them(tmp_path: Path) -> None:
+    front = FrontEnd(log_mel(), size=[40, 30], colormap="viridis")
+    image = front(audio(1))[0].numpy()
+    draw(image, tmp_path / "coloured.png", height=40)
+    shown = np.asarray(Image.open(tmp_path / "coloured.png")) / 255
+    seen = image[:, ::-1].transpose(1, 2, 0)  # low bins at the bottom
+    np.testing.assert_allclose(shown, (seen - seen.min()) / (seen.max() - seen.min()), atol=0.5 / 255 + 1e-6)
+    draw(log_mel()(audio(1))[0].numpy(), tmp_path / "grey.png", height=16)
+    bright = np.asarray(Image.open(tmp_path / "grey.png").convert("L")).astype(float)
+    level = log_mel()(audio(1))[0, 0].numpy()[::-1]
+    assert spearmanr(bright.ravel(), level.ravel()).statistic > 0.99  # brighter is louder
