@@ -6,6 +6,7 @@ It receives batches that carry an `image`, and `DataFacts`. Training, validation
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shutil
 import sys
@@ -240,8 +241,9 @@ class MusicClassifier(lightning.LightningModule):
         scale_rates(optimizer.param_groups)
         if self.make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = finish(self.make_scheduler, optimizer=optimizer, total_steps=steps)
+        steps = self.trainer.estimated_stepping_batches  # without an end there is none: a schedule that counts on it says so
+        known = {"total_steps": int(steps)} if math.isfinite(steps) else {}
+        scheduler = finish(self.make_scheduler, optimizer=optimizer, **known)
         if not isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if not hasattr(scheduler, "monitor"):
