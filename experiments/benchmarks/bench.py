@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import bare
+import data_path
 import front_ends
 import loss_steps
 import numpy as np
@@ -313,7 +314,13 @@ def main() -> None:
     """Measure everything, show it, and write README.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="shorter epochs and fewer rounds: about 2 minutes instead of 10")
-    effort = QUICK if parser.parse_args().quick else FULL
+    parser.add_argument("--only", choices=["data"], help="measure the data side alone, show it, and write nothing")
+    given = parser.parse_args()
+    effort = QUICK if given.quick else FULL
+    if given.only:
+        with tempfile.TemporaryDirectory() as folder:
+            show([Figure(**row) for row in data_path.measure(Path(folder), effort.help_rounds)])
+        return
     began = time.perf_counter()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -324,6 +331,8 @@ def main() -> None:
         data = data_module(overrides)
         figures = measure_help(effort.help_rounds)
         figures.append(measure_data(data, effort.gathers, work))
+        say("the data side")
+        figures += [Figure(**row) for row in data_path.measure(work / "data_side", effort.help_rounds)]
         figures.append(Figure(*loss_steps.measure(rounds=8 * effort.gathers)))
         say("log_mel beside other libraries")
         audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
