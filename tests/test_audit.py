@@ -330,6 +330,8 @@ def test_checksums_beside_the_audit(planted: Planted) -> None:
         (["backbone=resnet18"], "only data"),
         (["data.root"], "cannot be turned"),
         (["data=csv"], "data.manifest"),
+        (["data=folder", "data.root=.", "data.max_seconds=-2"], "data.max_seconds=-2"),
+        (["data=folder", "data.root=.", "data.sample_rate=fast"], "data.sample_rate='fast'"),
         (["data=folder", "data.root=.", "--verify", "nowhere.json"], "--write-checksums"),
     ],
 )

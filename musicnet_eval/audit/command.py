@@ -100,6 +100,7 @@ def audit(options: argparse.Namespace) -> int:
     folder: Path = options.out or Path(config["paths"]["runs"]) / choice["name"] / "audit"
     written = _read_checksums(_place(options.verify, folder)) if options.verify is not None else None
     tracks, split = _split(choice)
+    folder.mkdir(parents=True, exist_ok=True)  # where that is impossible, it is better known now
     from musicnet_eval.audit import findings, page
     from musicnet_eval.audit.listen import listen_all
 
@@ -150,6 +151,10 @@ def _config(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{override!r} cannot be turned in an audit; only {', '.join(TURNABLE)} can, as in data=gtzan.")
     config = configs.resolved(configs.compose(overrides))
     configs.check(config)
+    for key, least, most in (("sample_rate", 1000, 384_000), ("max_seconds", 0.01, 86_400)):  # as the data module has it
+        value = config["data"][key]
+        if value is not None and (isinstance(value, (bool, str)) or not least <= value <= most):
+            raise ConfigError(f"data.{key}={value!r} must be a number from {least} to {most}.")
     configs.import_plugins(config["plugins"])
     return config
 
