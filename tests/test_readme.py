@@ -71,8 +71,8 @@ Recipe = Callable[[str], list[Path]]
 
 
 def test_every_recipe_is_followed_below() -> None:
-    assert set(COMMANDS) == {"use", "folder", "csv", "own_backbone", "own_loss"}
-    assert {name.partition("/")[0] for name in FILES} == {"use", "csv", "own_backbone", "own_loss"}
+    assert set(COMMANDS) == {"use", "folder", "csv", "own_backbone", "own_loss", "own_augment"}
+    assert {name.partition("/")[0] for name in FILES} == {"use", "csv", "own_backbone", "own_loss", "own_augment"}
 
 
 def test_use(recipe: Recipe, train: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +130,13 @@ def test_own_loss(recipe: Recipe) -> None:
     # Measured by the same cross-entropy the two differ: the temperature took part in the training.
     plain, tempered = (records.read_result(run)["metrics"]["train/segment/log_loss"] for run in swept)
     assert plain != tempered
+
+
+def test_own_augmentation(recipe: Recipe) -> None:
+    among, alone = (records.read_result(run) for run in recipe("own_augment"))
+    assert [run["choices"]["augment"] for run in (among, alone)] == ["crackle+mixup+specaugment", "crackle"]
+    assert among["config"]["augment"]["mixup"]["alpha"] == 0.4
+    assert alone["config"]["augment"]["crackle"]["chance"] == 1e-3
 
 
 # --- what the pages name ------------------------------------------------------------------------------------------------------

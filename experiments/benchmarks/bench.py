@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import augment_share
 import bare
 import data_path
 import front_ends
@@ -337,6 +338,7 @@ def main() -> None:
         say("log_mel beside other libraries")
         audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
         figures += [Figure(**row) for row in front_ends.measure(audio, effort.help_rounds)]
+        figures += [Figure(**row) for row in augment_share.measure(audio[:32], effort.help_rounds)]
         figures.append(measure_run(overrides, effort.runs, data, work))
         say(f"ResNet-18, {effort.epochs} epochs in turns with the bare loop")
         figures.append(measure_epoch([*overrides, *effort.epoch_overrides], effort.epochs, work))
