@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, recall_score
 
 from musicnet_eval import leaderboard, records, report
-from musicnet_eval.leaderboard.tables import HEADINGS
+from musicnet_eval.leaderboard.tables import LINE
 from tests.fake_runs import PNG, predictions, write_curves, write_failed, write_pictures, write_run
 
 EVIL = "<script>alert(1)</script>"
@@ -105,7 +105,7 @@ def test_only_the_pages_own_script_may_run(runs):
 
 def test_table_is_sorted_by_keyboard_and_pictures_have_texts(runs):
     page = Page(write(runs))
-    assert len(page.named("button")) == len(HEADINGS)
+    assert len(page.named("button")) == len(LINE)
     assert [head["aria-sort"] for head in page.named("th") if "aria-sort" in head] == ["ascending"]
     assert all(image["alt"] for image in page.named("img"))
     assert all(svg.get("aria-label") or svg.get("aria-hidden") for svg in page.named("svg"))
@@ -198,7 +198,7 @@ def test_confusion_matrix_is_scikit_learns(tmp_path):
     true, said = [row.label for row in rows], [row.predicted for row in rows]
     expected = confusion_matrix(true, said, labels=classes)
     recall = recall_score(true, said, labels=classes, average=None)
-    table = [[cell.strip() for cell in row] for row in Page(write(tmp_path)).rows if row[0] in classes]
+    table = [[cell.strip() for cell in row] for row in Page(write(tmp_path)).rows if row[0] in classes and len(row) == 6]
     assert [[int(cell or 0) for cell in row[1:4]] for row in table] == expected.tolist()
     assert [row[4] for row in table] == [f"{value:.3f}" for value in recall]
     assert [int(row[5]) for row in table] == expected.sum(axis=1).tolist()

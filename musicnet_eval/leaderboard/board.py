@@ -248,14 +248,19 @@ def _read(folder: Path, name: str, board: Board) -> Run | None:
         return None
     try:
         rows = (row for row in records.read_predictions(folder) if row.split == "test")
-        lean = board.metric.removeprefix(PREFIX) not in UNBOUNDED  # probabilities of a thousand runs are kept only when needed
-        tested = tuple(row._replace(group=row.group or row.song, probabilities={} if lean else row.probabilities) for row in rows)
+        whole = board.metric.removeprefix(PREFIX) in UNBOUNDED
+        tested = tuple(row._replace(group=row.group or row.song, probabilities=_kept(row, whole=whole)) for row in rows)
     except RecordError as error:
         board.missing.append(
             Listed(name, state, f"is ranked, but its songs are not counted: {plain(error).replace(str(folder), name)}")
         )
         tested = ()
     return Run(folder, name, record, tested)
+
+
+def _kept(row: records.Prediction, *, whole: bool) -> dict[str, float]:
+    """Keep of a song's probabilities what is needed: a thousand runs have many."""
+    return row.probabilities if whole else {row.predicted: row.probabilities.get(row.predicted, math.nan)}
 
 
 def _duplicate(first: Run, again: Run, metric: str) -> str:

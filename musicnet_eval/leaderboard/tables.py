@@ -160,23 +160,24 @@ def to_latex(board: Board) -> str:
     """Write a booktabs table a data set, its notes below it, and the runs that are in none as comments."""
     parts = ["% needs \\usepackage{booktabs}"] + ([] if board.tables else [f"% {NOTHING}"])
     for table in board.tables:
-        body = [" & ".join(map(_latex, row)) + r" \\" for row in (LINE, *map(line, table.rows))]
+        body = [" & ".join(map(latex_text, row)) + r" \\" for row in (LINE, *map(line, table.rows))]
         columns = "".join("l" if heading == "configuration" else "r" for heading in LINE)
         parts += [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_latex(table.title)}}}",
+            rf"\caption{{{latex_text(table.title)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
         ]
         parts += [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", "", r"\footnotesize"]
-        parts += [*map(_latex, table.notes + table.inference), r"\end{table}"]
-    parts += map(_latex, board.notes)
+        parts += [*map(latex_text, table.notes + table.inference), r"\end{table}"]
+    parts += map(latex_text, board.notes)
     for heading, runs in board.listed():
         parts += [f"% {heading}: {run.name} ({run.state}): {run.message}" for run in runs]
     return "\n".join(parts) + "\n"
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Write a text so that TeX prints it as it is."""
     return "".join(LATEX.get(char, char) for char in text)
 
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from musicnet_eval.leaderboard.text import plain
+from musicnet_eval.report.figures import Palette, blank, quiet
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from musicnet_eval.leaderboard import Row
 
 MOST_CLASSES = 30  # a wider matrix cannot be read; the commonest confusions are listed instead
@@ -38,6 +41,25 @@ def confusion(row: Row) -> dict[str, Any]:
         line = [(counts[true, said], counts[true, said] / max(1, total)) for said in classes]
         matrix.append({"class": true, "cells": line, "songs": total, "recall": counts[true, true] / total if total else None})
     return {**told, "matrix": matrix, "classes": classes}
+
+
+def figure(counted: Mapping[str, Any], colours: Palette) -> Figure:
+    """Draw a counted matrix, shaded by the share of each true class."""
+    names, lines = counted["classes"], counted["matrix"]
+    drawn = blank(1.8 + 0.36 * len(names), 1.5 + 0.3 * len(names))
+    axes = quiet(drawn.subplots(), colours, counted["label"], "predicted", "true")
+    for y, line in enumerate(lines):
+        for x, (songs, share) in enumerate(line["cells"]):
+            if songs:
+                colour = colours.train if x == y else colours.val
+                axes.fill_between((x - 0.48, x + 0.48), y - 0.48, y + 0.48, color=colour, alpha=0.7 * share**0.5, linewidth=0)
+                axes.text(x, y, str(songs), ha="center", va="center", fontsize=7, color=colours.ink)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(lines)), [line["class"] for line in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.grid(visible=False)
+    return drawn
 
 
 def _classes(row: Row, counts: Mapping[tuple[str, str], int]) -> list[str]:

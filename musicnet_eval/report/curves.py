@@ -1,9 +1,7 @@
-"""Learning curves of a configuration by epoch, as inline SVG in the page's own colours."""
+"""Learning curves of a configuration by epoch."""
 
 from __future__ import annotations
 
-import io
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from musicnet_eval import records
 from musicnet_eval.errors import RecordError
 from musicnet_eval.leaderboard.text import plain
+from musicnet_eval.report.figures import PAGE, Palette, blank, quiet, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,25 +19,35 @@ if TYPE_CHECKING:
     from musicnet_eval.leaderboard import Row
 
 TOO_LARGE = 1e30  # values from here on are drawn by no axis
-# matplotlib cannot write `currentColor` or a CSS variable: these stand-ins are replaced in its SVG.
-INK, TRAIN, VAL, RULE = "#010203", "#010204", "#010205", "#010206"
-COLOURS = {INK: "currentColor", TRAIN: "var(--train)", VAL: "var(--val)", RULE: "var(--rule)"}
 
 Curve = dict[int, float]  # epoch → value
 
 
 def curves(row: Row) -> dict[str, Any]:
     """Draw training and validation of a configuration by epoch, or say why there is nothing to draw."""
-    runs = []
-    for run in row.runs:
-        try:
-            runs.append(_by_epoch(records.read_curves(run.folder)))
-        except RecordError as error:
-            return {"label": row.label, "svg": None, "caption": plain(error)}
-    if not any(key in run for run in runs for key in _keys("accuracy") + _keys("loss")):
+    try:
+        runs = by_epoch(row)
+    except RecordError as error:
+        return {"label": row.label, "svg": None, "caption": plain(error)}
+    if not drawable(runs):
         return {"label": row.label, "svg": None, "caption": "no learning curves in metrics.csv"}
     caption = _gap_caption(runs, row)
-    return {"label": row.label, "svg": _svg(_plot(runs), f"Learning curves: {caption}", row.configuration), "caption": caption}
+    drawn = svg(plot(runs, PAGE), f"Learning curves: {caption}", row.configuration)
+    return {"label": row.label, "svg": drawn, "caption": caption}
+
+
+def by_epoch(row: Row) -> list[dict[str, Curve]]:
+    """Read the curves of each run of a configuration.
+
+    Raises:
+        RecordError: A damaged `metrics.csv`.
+    """
+    return [_by_epoch(records.read_curves(run.folder)) for run in row.runs]
+
+
+def drawable(runs: Sequence[Mapping[str, Curve]]) -> bool:
+    """Tell whether any run has a curve that is drawn."""
+    return any(key in run for run in runs for key in _keys("accuracy") + _keys("loss"))
 
 
 def _keys(name: str) -> tuple[str, str]:
@@ -74,57 +83,30 @@ def _gap_caption(runs: Sequence[Mapping[str, Curve]], row: Row) -> str:
     return told if row.gap is None else f"{told} Gap to test: {row.gap:.3f}."
 
 
-def _plot(runs: Sequence[Mapping[str, Curve]]) -> Figure:
-    from matplotlib.figure import Figure
+def plot(runs: Sequence[Mapping[str, Curve]], colours: Palette) -> Figure:
+    """Draw accuracy and loss of segments side by side."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.4, 2.5), facecolor="none")
-    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.19, top=0.9, wspace=0.16)
+    figure = blank(6.4, 2.5, left=0.06, right=0.99, bottom=0.19, top=0.9, wspace=0.16)
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        _panel(axes, runs, name)
-        axes.set_title(f"segment {name}", fontsize=9, loc="left", color=INK)
-        axes.set_xlabel("epoch", fontsize=8, color=INK)
+        _panel(quiet(axes, colours, f"segment {name}", "epoch"), runs, name, colours)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.tick_params(labelsize=8, color=RULE, labelcolor=INK)
-        axes.grid(color=RULE, linewidth=0.6)
-        axes.set_facecolor("none")
-        axes.spines[:].set_visible(False)
         if name == "accuracy":
             axes.set_ylim(0, 1.02)
     return figure
 
 
-def _panel(axes: Axes, runs: Sequence[Mapping[str, Curve]], name: str) -> None:
+def _panel(axes: Axes, runs: Sequence[Mapping[str, Curve]], name: str, colours: Palette) -> None:
     means = [_mean(runs, key) for key in _keys(name)]
-    for key, mean, colour, dashes in zip(_keys(name), means, (TRAIN, VAL), ("-", (0, (4, 1.5))), strict=True):
+    for key, mean, colour, dashes in zip(_keys(name), means, (colours.train, colours.val), ("-", (0, (4, 1.5))), strict=True):
         for run in runs:
             _line(axes, run.get(key, {}), color=colour, linewidth=0.7, alpha=0.45)
         _line(axes, mean, color=colour, linewidth=1.8, linestyle=dashes)
     both = sorted(means[0].keys() & means[1].keys())
     if name == "accuracy" and both:
         train, val = ([mean[epoch] for epoch in both] for mean in means)
-        axes.fill_between(both, train, val, color=INK, alpha=0.08, linewidth=0)
+        axes.fill_between(both, train, val, color=colours.ink, alpha=0.08, linewidth=0)
 
 
 def _line(axes: Axes, curve: Curve, **style: Any) -> None:
     axes.plot(list(curve), list(curve.values()), marker="o" if len(curve) == 1 else "", **style)
-
-
-def _svg(figure: Figure, alt: str, salt: str) -> Any:
-    """Write a figure as inline SVG that takes the page's colours and font, with ids that no other figure of the page has."""
-    import matplotlib
-    from markupsafe import Markup
-
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify": True}):
-        figure.savefig(buffer, format="svg", metadata=metadata)
-    text = buffer.getvalue()
-    text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    for standin, colour in COLOURS.items():
-        text = text.replace(standin, colour)
-    box = re.search(r'viewBox="[^"]*"', text)
-    body = text[text.index(">") + 1 :]
-    opening = Markup('<svg role="img" aria-label="{}" {} xmlns:xlink="http://www.w3.org/1999/xlink">')
-    return opening.format(alt, Markup(box.group() if box else "")) + Markup(body)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from musicnet_eval import __version__, leaderboard, records
-from musicnet_eval.leaderboard.tables import HEADINGS, cells
+from musicnet_eval.leaderboard.tables import LINE, line
 from musicnet_eval.leaderboard.text import number, plain
+from musicnet_eval.report import comparison, methods, songs
 from musicnet_eval.report.confusion import confusion
 from musicnet_eval.report.curves import curves
+from musicnet_eval.report.figures import PAGE, svg
 from musicnet_eval.report.pictures import spectrograms
 
 if TYPE_CHECKING:
@@ -35,22 +36,25 @@ def write(folders: Iterable[Path], output: Path, metric: str = leaderboard.METRI
         RecordError: A folder does not exist.
         ConfigError: No finished run has the metric.
     """
-    records.write_text(output, render(leaderboard.collect(folders, metric)))
+    folders = list(folders)
+    records.write_text(output, render(leaderboard.collect(folders, metric), folders))
     return output
 
 
-def render(board: Board) -> str:
-    """Lay a board out as one HTML page."""
+def render(board: Board, folders: Iterable[Path] = ()) -> str:
+    """Lay a board out as one HTML page, with the audits that lie at or below the folders."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("musicnet_eval", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["csp_hash"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
     limit = max(1, MOST_FIGURES // max(1, len(board.tables)))
+    audits = methods.audits(folders, board.tables)
     return environment.get_template("report.html.jinja").render(
         board=board,
-        headings=HEADINGS,
-        sections=[_section(table, limit) for table in board.tables],
+        headings=LINE,
+        sections=[_section(table, limit, audits.get((table.data, table.protocol), [])) for table in board.tables],
+        standing=_standing(board),
         spectrograms=spectrograms(board),
         downloads={"csv": quote(leaderboard.to_csv(board)), "json": quote(leaderboard.to_json(board))},
         runs=sum(len(row.runs) for table in board.tables for row in table.rows),
@@ -60,22 +64,38 @@ def render(board: Board) -> str:
     )
 
 
-def _section(table: Table, limit: int) -> dict[str, Any]:
+def _section(table: Table, limit: int, audits: list[str]) -> dict[str, Any]:
     rows = table.rows[:limit]
+    cost = comparison.tradeoff(table, PAGE)
     return {
         "table": table,
-        "rows": [(row, cells(row), _raw(row)) for row in table.rows],
+        "rows": [(row, line(row), _raw(row)) for row in table.rows],
         "dots": _dots(table),
+        "grid": comparison.grid(table),
+        "cost": cost and svg(cost, f"{table.metric} against parameters and against training time", f"{table.title} cost"),
+        "reliability": [songs.reliability(row) for row in rows],
+        "classes": [(row.label, songs.by_class(row)) for row in rows],
+        "hardest": songs.hardest(table),
+        "data": [*methods.facts(table), *audits],
         "curves": [curves(row) for row in rows],
         "confusions": [confusion(row) for row in rows],
         "cut": f"Shown for the first {limit} of {len(table.rows)} configurations." if len(table.rows) > limit else "",
-        "methods": _methods(table),
+        "methods": methods.paragraph(table),
     }
 
 
 def _raw(row: Row) -> tuple[Any, ...]:
     """Give what the cells of a row are sorted by."""
-    return (row.rank, row.label, len(row.runs), row.songs, row.mean, row.sd, row.gap, row.parameters, row.seconds, row.throughput)
+    counts = (row.rank, row.label, len(row.runs), row.songs)
+    scores = (row.mean, row.interval and row.interval[0], row.sd, row.comparison and row.comparison.p_holm, row.gap)
+    return (*counts, *scores, row.parameters, row.seconds, row.throughput)
+
+
+def _standing(board: Board) -> Any:
+    if board.standing is None:
+        return None
+    figure = comparison.critical_difference(board.standing, PAGE)
+    return svg(figure, "Critical-difference diagram: " + " ".join(board.standing.notes()), "standing")
 
 
 # --- every run's score --------------------------------------------------------------------------------------------------------
@@ -87,7 +107,7 @@ def _dots(table: Table) -> dict[str, Any]:
 
     shows_chance = table.metric.endswith("/song/accuracy")
     chances = [row.chance.rate for row in table.rows if row.chance and shows_chance]
-    values = [*chances, *(value for row in table.rows for value in row.values)]
+    values = [*chances, *(value for row in table.rows for value in (*row.values, *(row.interval or ())))]
     ticks = [float(tick) for tick in MaxNLocator(nbins=6).tick_values(min(values), max(values))]
     low, width = ticks[0], (ticks[-1] - ticks[0]) or 1.0
 
@@ -98,32 +118,11 @@ def _dots(table: Table) -> dict[str, Any]:
     for row in table.rows:
         dots = [(place(value), f"{number(value)} ({_repeat(run)})") for run, value in zip(row.runs, row.values, strict=True)]
         chance = place(row.chance.rate) if row.chance and shows_chance else None
-        rows.append({"label": row.label, "dots": dots, "mean": place(row.mean), "chance": chance})
+        interval = tuple(map(place, row.interval)) if row.interval else None
+        rows.append({"label": row.label, "dots": dots, "mean": place(row.mean), "interval": interval, "chance": chance})
     return {"rows": rows, "ticks": [(place(tick), f"{tick:.6g}") for tick in ticks], "chance": bool(chances)}
 
 
 def _repeat(run: Run) -> str:
     choices = run.record["choices"]
     return ", ".join(f"{name} {plain(choices[name])}" for name in ("seed", "fold") if choices.get(name) is not None) or run.name
-
-
-# --- methods ------------------------------------------------------------------------------------------------------------------
-
-
-def _methods(table: Table) -> str:
-    """Say in one paragraph what was run: counts, seeds, folds, versions, hardware; differing values side by side."""
-    runs = [run for row in table.rows for run in row.runs]
-    parts = [f"Data {table.data}, protocol {table.protocol}; {len(runs)} runs of {len(table.rows)} configurations"]
-    for name in ("seed", "fold"):
-        values = {plain(value) for row in table.rows for value in row.repeats(name)}
-        parts.append(f"{name}s {', '.join(sorted(values, key=lambda text: (len(text), text)))}" if values else "")
-    for field in ("versions", "hardware", "git"):
-        seen: defaultdict[str, set[str]] = defaultdict(set)
-        for run in runs:
-            told = run.record.get(field)
-            for key, value in told.items() if isinstance(told, dict) else ():
-                if isinstance(value, (str, int, float)):
-                    seen[plain(key)].add(plain(value))
-        listed = ", ".join(f"{key} {' / '.join(sorted(values))}" for key, values in sorted(seen.items()))
-        parts.append(f"{field}: {listed}" if listed else "")
-    return "; ".join(part for part in parts if part) + "."
