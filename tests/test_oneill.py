@@ -21,7 +21,7 @@ from musicnet_eval.pieces import PROGRAMMES, Embedded, Piece, pieces, shipped
 from musicnet_eval.rendering import cut, read
 from musicnet_eval.scores import TICKS, corpus
 from musicnet_eval.tunes import Tune, read_book
-from tests.test_tradition import content
+from tests.test_tradition import content, grouped_accuracy
 
 SETS = {"tunetype": TUNETYPE, "expression": EXPRESSION}
 PLAN = {name: {label: pieces(embedded, label) for label in embedded.classes} for name, embedded in SETS.items()}
@@ -42,24 +42,10 @@ def tune_of(source: str) -> Tune:
     return read_book(corpus() / file)[int(number)]
 
 
-def run_lengths(source: str) -> set[tuple[int, ...]]:
+def runs_of_ten(source: str) -> set[tuple[int, ...]]:
     """Give every run of ten intervals of a tune, by a plain loop."""
     line = [n.pitch for n in read(source)]
     return {tuple(line[i + k + 1] - line[i + k] for k in range(10)) for i in range(len(line) - 10)}
-
-
-def grouped_accuracy(features: np.ndarray, tracks: list[Track], strength: float = 1.0) -> float:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    label = np.array([t.labels[0] for t in tracks])
-    right = 0
-    for fold in range(5):
-        test = np.array([t.split == "test" for t in assign_splits(tracks, "group_kfold", fold=fold)])
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=3000)).fit(features[~test], label[~test])
-        right += int((model.predict(features[test]) == label[test]).sum())
-    return right / len(tracks)
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------------------
@@ -106,14 +92,14 @@ def test_programme_says_nothing_about_the_class(name: str) -> None:
     tracks = planned_tracks(name)
     chance = 1 / len(PLAN[name])
     one_hot = np.array([[p.programme == q for q in PROGRAMMES] for p in planned(name)], float)
-    assert abs(grouped_accuracy(one_hot, tracks) - chance) < 1.96 * (chance * (1 - chance) / len(tracks)) ** 0.5
+    assert abs(grouped_accuracy(one_hot, tracks, 1.0) - chance) < 1.96 * (chance * (1 - chance) / len(tracks)) ** 0.5
 
 
 @EVERY
 def test_pieces_of_different_groups_share_no_melody(name: str) -> None:
     owners: dict[tuple[int, ...], set[str]] = defaultdict(set)
     for piece in planned(name):
-        for run in run_lengths(piece.source):
+        for run in runs_of_ten(piece.source):
             owners[run].add(piece.group)
     assert not [groups for groups in owners.values() if len(groups) > 1]
 
@@ -124,7 +110,7 @@ def test_what_is_held_out_shares_no_title_and_no_melody_with_what_is_trained_on(
     assert not {p.group for p in held_out} & {p.group for p in trained}
     plain = [{" ".join(p.title.lower().split(" -- ")[0].split()) for p in some} for some in (held_out, trained)]
     assert not plain[0] & plain[1]
-    assert not set().union(*(run_lengths(p.source) for p in held_out)) & set().union(*(run_lengths(p.source) for p in trained))
+    assert not set().union(*(runs_of_ten(p.source) for p in held_out)) & set().union(*(runs_of_ten(p.source) for p in trained))
 
 
 def test_kinds_are_the_sections_of_the_book_and_what_ryan_calls_them() -> None:
@@ -271,6 +257,6 @@ def test_what_is_heard_of_the_nuisances_says_nothing(
         rate = len({n.onset for n in clip}) / 12 if embedded is TUNETYPE else 0.0
         features.append((pitch, level, position, rate))
     chance = 1 / len(embedded.classes)
-    found = grouped_accuracy(np.array(features), tracks)
+    found = grouped_accuracy(np.array(features), tracks, 1.0)
     print(f"{embedded.name}: nuisances {found:.3f}, chance {chance:.3f}")
     assert found < chance + 2 * 1.96 * (chance * (1 - chance) / len(tracks)) ** 0.5

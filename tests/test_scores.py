@@ -159,6 +159,7 @@ def tune(folder: Path, body: str, key: str = "C", metre: str = "4/4") -> list[tu
         ("C-C|-C D-E", [(0, 3, 60), (3, 1, 62), (4, 1, 64)]),  # a tie joins the same pitch; between others it is a slur
         ("^F-|F F", [(0, 2, 66), (2, 1, 65)]),  # over the bar line the tie keeps the sharp, the next note does not
         ("^F f =F F | F", [(0, 1, 66), (1, 1, 78), (2, 1, 65), (3, 1, 65), (4, 1, 65)]),
+        ("[Cz]2 D", [(0, 2, 60), (2, 1, 62)]),  # a rest inside a chord is silent
         ('[CE]2 z {gag}D !trill!~E "Am"F', [(0, 2, 60), (0, 2, 64), (3, 1, 62), (4, 1, 64), (5, 1, 65)]),
         ("F [K:G] F [L:1/8] F |\nK:C\nF", [(0, 1, 65), (1, 1, 66), (2, 0.5, 66), (2.5, 0.5, 65)]),
         ("|:C`D|1E:|2F|]", [(0, 1, 60), (1, 1, 62), (2, 1, 64), (3, 1, 65)]),
