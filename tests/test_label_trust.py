@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -16,10 +17,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from musicnet_eval import report
 from musicnet_eval.contracts import Track
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.label_trust import LabelTrust, Suspect, suspects
 from tests.conftest import TINY, Command, only_run
+from tests.fake_runs import PNG, write_run
 
 CLASSES = ("a", "b", "c")
 
@@ -202,3 +205,64 @@ def test_finds_planted_labels_where_sound_tells_them(many_tones: Path, train: Co
     assert roc_auc_score(wrong, [-float(row["trust"]) for row in rows]) >= 0.95
     assert np.mean([row["instead"] == true[row["song"]] for row in rows if row["song"] in true]) >= 0.75
     assert not (run / "pictures").exists()
+
+
+# --- in the report --------------------------------------------------------------------------------------------------------------
+
+EVIL = "<script>alert(1)</script>"
+HEAD = "rank,song,group,label,trust,instead,probability,times,picture\n"
+
+
+def page(folder: Path) -> str:
+    return report.write([folder], folder / "report.html").read_text(encoding="utf8")
+
+
+def figures(text: str) -> list[str]:
+    section = text.partition("Labels to listen to")[2].partition("</section>")[0]
+    return re.findall(r"<figure>.*?</figure>", section, flags=re.DOTALL)
+
+
+def test_report_averages_places_over_runs_and_leaves_planted_runs_out(tmp_path: Path):
+    lists = (
+        "1,x,g,a,0.001,b,0.9,3,suspect-1.png\n2,y,g,a,0.002,b,0.8,3,\n3,z,z,b,0.9,a,0.1,3,\n",
+        "1,y,g,a,0.5,b,0.6,3,suspect-1.png\n2,z,z,b,0.6,c,0.3,3,\n3,x,g,a,0.7,c,0.3,3,\n",
+    )
+    for seed, lines in enumerate(lists):
+        run = write_run(tmp_path, seed=seed)
+        (run / "suspect_labels.csv").write_text(HEAD + lines)
+        (run / "pictures").mkdir(exist_ok=True)
+        (run / "pictures/suspect-1.png").write_bytes(PNG)
+    planted = write_run(tmp_path, seed=7)
+    (planted / "suspect_labels.csv").write_text(HEAD + "1,planted,g,a,0.0,b,1,3,\n")
+    record = json.loads((planted / "result.json").read_text())
+    record["facts"]["planted"] = {"wrong_label": 3}
+    (planted / "result.json").write_text(json.dumps(record))
+    text = page(tmp_path)
+    first, second, third = figures(text)  # mean places: y 1/2, x 2/3, z 5/6
+    assert "1. y<" in first
+    assert "labelled a; 2 of 2 runs say rather b; trust 0.251; group g" in first
+    assert "2. x<" in second
+    assert "1 of 2 runs" in second
+    assert "3. z<" in third
+    assert "group" not in third
+    assert ["<img" in one for one in (first, second, third)] == [True, True, False]
+    assert "of 3 songs over 2 runs" in text
+    assert "made wrong on purpose: 1 runs" in text
+
+
+@pytest.mark.parametrize("lines", ["1,x\n", "1,x,g,a,much,b,1,1,\n", "", "\x00"])
+def test_report_does_without_a_damaged_list(tmp_path: Path, lines: str):
+    run = write_run(tmp_path)
+    (run / "suspect_labels.csv").write_text(HEAD + lines)
+    assert "Labels to listen to" not in page(tmp_path)
+
+
+def test_report_escapes_the_list_and_reads_no_picture_elsewhere(tmp_path: Path):
+    run = write_run(tmp_path)
+    (tmp_path / "secret.png").write_bytes(PNG)
+    (run / "suspect_labels.csv").write_text(HEAD + f"1,{EVIL},{EVIL},{EVIL},0.1,{EVIL},1,1,../../secret.png\n")
+    text = page(tmp_path)
+    (figure,) = figures(text)
+    assert "<script" not in figure
+    assert "<img" not in figure
+    assert "alert(1)" in figure

@@ -17,6 +17,7 @@ from musicnet_eval.report.confusion import confusion
 from musicnet_eval.report.curves import curves
 from musicnet_eval.report.figures import PAGE, svg
 from musicnet_eval.report.pictures import spectrograms
+from musicnet_eval.report.suspects import suspects
 
 if TYPE_CHECKING:
     from musicnet_eval.leaderboard import Board, Row, Run, Table
@@ -56,6 +57,7 @@ def render(board: Board, folders: Iterable[Path] = ()) -> str:
         sections=[_section(table, limit, audits.get((table.data, table.protocol), [])) for table in board.tables],
         standing=_standing(board),
         spectrograms=spectrograms(board),
+        suspects=suspects(board),
         downloads={"csv": quote(leaderboard.to_csv(board)), "json": quote(leaderboard.to_json(board))},
         runs=sum(len(row.runs) for table in board.tables for row in table.rows),
         rows=sum(len(table.rows) for table in board.tables),
