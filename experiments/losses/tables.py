@@ -64,7 +64,7 @@ class Line(NamedTuple):
 
 
 def find(folder: Path) -> Runs:
-    """Find the finished runs of the study; a condition keeps the seeds that all of its losses have."""
+    """Find the finished runs; a loss keeps the seeds that cross-entropy has too, so that all differences are paired."""
     runs: Runs = defaultdict(lambda: defaultdict(dict))
     for run in records.find_runs([folder]):
         if records.state(run) == "done":
@@ -74,12 +74,15 @@ def find(folder: Path) -> Runs:
             name = LOSSES.get((record["choices"]["loss"], loss.get("balance_factor")))
             if condition and name:
                 runs[condition][name][record["choices"]["seed"]] = run
-    return {condition: _whole(runs[condition]) for condition in CONDITIONS.values() if condition in runs}
+    return {condition: _paired(runs[condition]) for condition in CONDITIONS.values() if condition in runs}
 
 
-def _whole(losses: Mapping[str, dict[int, Path]]) -> dict[str, dict[int, Path]]:
-    shared = set.intersection(*(set(seeds) for seeds in losses.values()))
-    return {name: {seed: losses[name][seed] for seed in sorted(shared)} for name in LOSSES.values() if name in losses}
+def _paired(losses: Mapping[str, dict[int, Path]]) -> dict[str, dict[int, Path]]:
+    base = losses.get(BASELINE, {})
+    found = {
+        name: {seed: losses[name][seed] for seed in sorted(losses.get(name, {})) if seed in base} for name in LOSSES.values()
+    }
+    return {name: seeds for name, seeds in found.items() if seeds}
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------------------
@@ -98,8 +101,8 @@ def lines(runs: Runs) -> list[Line]:
     return found + [line for condition in runs for line in _label_trust(condition, runs[condition])]
 
 
-def _values(losses: Mapping[str, dict[int, Path]], name: str, metric: str) -> list[float]:
-    return [records.read_result(run)["metrics"][metric] for run in losses[name].values()]
+def _values(losses: Mapping[str, dict[int, Path]], name: str, metric: str, seeds: Iterable[int] = ()) -> list[float]:
+    return [records.read_result(losses[name][seed])["metrics"][metric] for seed in seeds or losses[name]]
 
 
 def _line(condition: str, name: str, metric: str, values: list[float]) -> Line:
@@ -112,7 +115,7 @@ def _by_song(condition: str, name: str, metric: str, losses: Mapping[str, dict[i
     line = _line(condition, name, metric, _values(losses, name, metric))
     if name == BASELINE:
         return line
-    folders = [*losses[BASELINE].values(), *losses[name].values()]
+    folders = [*(losses[BASELINE][seed] for seed in losses[name]), *losses[name].values()]
     (table,) = leaderboard.collect(folders, metric, baseline={"loss": BASELINE}).tables
     (told,) = (row.comparison for row in table.rows if row.comparison)
     return line._replace(difference=told.difference, low=told.low, high=told.high, p=told.p)
@@ -120,7 +123,7 @@ def _by_song(condition: str, name: str, metric: str, losses: Mapping[str, dict[i
 
 def _by_seed(condition: str, name: str, metric: str, losses: Mapping[str, dict[int, Path]]) -> Line:
     """Compare seed by seed (Student's t), on these test songs."""
-    values, base = _values(losses, name, metric), _values(losses, BASELINE, metric)
+    values, base = _values(losses, name, metric), _values(losses, BASELINE, metric, losses[name])
     line = _line(condition, name, metric, values)
     if name == BASELINE or len(values) < 2:
         return line
@@ -205,14 +208,33 @@ def _markdown(told: list[Line]) -> Iterable[str]:
     for condition in dict.fromkeys(line.condition for line in told):
         here = {(line.loss, line.metric): line for line in told if line.condition == condition}
         losses = list(dict.fromkeys(loss for loss, _ in here))
-        seeds = here[losses[0], BY_SONG[0]].seeds
-        yield f"### {condition} ({seeds} seeds)"
-        heads = ("loss", "accuracy", "less cross-entropy", "p (Holm)", "macro F1", "log loss", "ECE", "gap", "trust AUROC")
+        yield f"### {condition[0].upper()}{condition[1:]}"
+        heads = (
+            "loss",
+            "seeds",
+            "accuracy",
+            "less cross-entropy",
+            "p (Holm)",
+            "macro F1",
+            "log loss",
+            "ECE",
+            "gap",
+            "trust AUROC",
+        )
         rows = [heads, ("---", *["---:"] * (len(heads) - 1))]
         for loss in losses:
             accuracy = here[loss, BY_SONG[0]]
             others = [_told(here[loss, metric]) for metric in (*BY_SONG[1:], *BY_SEED)]
-            rows.append((loss, f"{accuracy.mean:.3f} ± {accuracy.sd:.3f}", *_compared(accuracy), *others, _area(here, loss)))
+            rows.append(
+                (
+                    loss,
+                    str(accuracy.seeds),
+                    f"{accuracy.mean:.3f} ± {accuracy.sd:.3f}",
+                    *_compared(accuracy),
+                    *others,
+                    _area(here, loss),
+                )
+            )
         yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
