@@ -87,6 +87,14 @@ def test_time_warp_moves_one_moment() -> None:
     torch.testing.assert_close(warped[:, 1], warped[:, 1, :1].expand(-1, 40, -1))
 
 
+def test_a_warp_reads_between_frames_as_numpy_does() -> None:
+    image = places(20)
+    image[:, 0] = torch.from_numpy(draw(1).standard_normal((20, 40, 60)))
+    warped = SpecAugment(freq_masks=0, time_masks=0, time_warp=0.2)(image, draw())
+    for row, source, before in zip(warped[:, 0, 7], warped[:, 1, 7], image[:, 0, 7], strict=True):
+        np.testing.assert_allclose(row, np.interp(source, np.arange(60), before), atol=1e-4)
+
+
 def test_filter_bank_jitter_moves_one_band() -> None:
     image = places(200)
     warped = FilterBankJitter(warp=0.1, gain=0, p=1)(image, draw())

@@ -143,12 +143,17 @@ def test_time_stretch_keeps_pitch_and_moves_onsets(rate: float) -> None:
     assert cents == pytest.approx(0, abs=3)
 
 
-def test_pitch_shift_keeps_onsets_and_the_level_of_chords() -> None:
-    audio = music(2, 2.0)
+def test_pitch_shift_keeps_onsets() -> None:
+    audio = music(1, 2.0)
     audio[:, : round(0.8 * RATE)] = 0
-    shifted = PitchShift((3, 3), p=1)(audio, draw())
-    assert onset(shifted[0]) == pytest.approx(0.8, abs=0.05)
-    torch.testing.assert_close(decibels(shifted), decibels(audio), atol=0.5, rtol=0)
+    assert onset(PitchShift((3, 3), p=1)(audio, draw())[0]) == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("step", [PitchShift((2, 2), p=1), TimeStretch((0.85, 0.85), p=1)])
+def test_changing_chords_keep_their_level(step: PitchShift | TimeStretch) -> None:
+    chords = torch.cat(list(music(8, 0.25))).unsqueeze(0)  # a phase vocoder alone makes these softer
+    kept = chords[:, : round(0.85 * chords.shape[1])] if isinstance(step, TimeStretch) else chords
+    assert float(decibels(step(chords, draw())[0]) - decibels(kept[0])) == pytest.approx(0, abs=0.1)
 
 
 def test_what_is_sped_up_begins_again() -> None:
