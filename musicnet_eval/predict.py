@@ -164,6 +164,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 def predict(run: Path, audio: Sequence[Path], form: str, plugins: Sequence[str]) -> int:
     """Predict every file, print the rows, and give the exit code: 2 when a file could not be used."""
+    from musicnet_eval.datasets.files import readable
+
     loaded = load_run(run, plugins)
     rows, bad = [], 0
     for path in _files(audio):
@@ -173,7 +175,7 @@ def predict(run: Path, audio: Sequence[Path], form: str, plugins: Sequence[str])
             print(f"error: {error}", file=sys.stderr)
             bad += 1
             continue
-        rows.append({"path": str(path), "predicted": loaded.named(chances), "probabilities": chances})
+        rows.append({"path": readable(path), "predicted": loaded.named(chances), "probabilities": chances})
     if rows:
         _write(rows, loaded.classes, form)
     elif not bad:

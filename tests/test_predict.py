@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -225,3 +226,20 @@ def test_plugins_of_a_run_are_printed_never_imported(run: Path, tmp_path: Path, 
 
 def test_config_yaml_is_plain_yaml(run: Path) -> None:
     assert isinstance(yaml.safe_load((run / "config.yaml").read_text())["data"], dict)
+
+
+@pytest.mark.slow
+def test_names_that_are_no_utf8_go_the_whole_way(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "music"  # Hydra itself takes no override that is not UTF-8
+    shutil.copytree(tones, odd)
+    for number in range(6):
+        shutil.move(odd / "low" / f"{number}.wav", Path(os.fsdecode(os.fsencode(odd) + b"/low/\xe9t\xe9%d.wav" % number)))
+    assert train("data=folder", f"data.root={odd}", "backbone=test_resnet", *TINY) == 0
+    run = only_run(tmp_path / "runs")
+    songs = {row.song for row in records.read_predictions(run)}
+    assert songs & {f"low/\\xe9t\\xe9{number}.wav" for number in range(6)}
+    for form in ("table", "csv", "json"):
+        assert predict.main([str(run), str(odd / "low"), "--format", form]) == 0
+    assert "\\xe9t\\xe9" in capsys.readouterr().out

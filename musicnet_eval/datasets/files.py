@@ -46,6 +46,16 @@ def existing_folder(root: Path | str) -> Path:
     return base
 
 
+def readable(name: Path | str) -> str:
+    """Write a name so that every file and terminal can show it: bytes that are no UTF-8 become `\\xe9`."""
+    return os.fsencode(name).decode("utf8", "backslashreplace")
+
+
+def name_below(path: Path, base: Path) -> str:
+    """Name a file by its path below a folder, the same on every machine."""
+    return readable(path.relative_to(base).as_posix())
+
+
 def audio_files(base: Path) -> list[Path]:
     """List the audio files at and below a folder, sorted, without hidden ones."""
     found = []

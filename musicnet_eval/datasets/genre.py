@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musicnet_eval.contracts import Track
-from musicnet_eval.datasets.files import AUDIO_SUFFIXES, Source, audio_files, find_folder, wrong_root
+from musicnet_eval.datasets.files import AUDIO_SUFFIXES, Source, audio_files, find_folder, name_below, wrong_root
 from musicnet_eval.errors import DataError, nearest
 
 # --- GTZAN --------------------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def ismir2004(root: Path | str) -> list[Track]:
     for part, split in (("training", "train"), ("evaluation", "test")):
         for path in audio_files(base / "audio" / part):
             genre, *artist = path.relative_to(base / "audio" / part).parts[:-1] or ("",)
-            name = path.relative_to(base / "audio").as_posix()
+            name = name_below(path, base / "audio")
             tracks.append(Track(name, path, (_ismir_class(genre, path),), artist[0] if artist else name, split))
     if not tracks:
         raise wrong_root(base, ISMIR2004)

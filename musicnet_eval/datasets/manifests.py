@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from musicnet_eval.contracts import SPLITS, Track
-from musicnet_eval.datasets.files import AUDIO_SUFFIXES, audio_files, existing_folder
+from musicnet_eval.datasets.files import AUDIO_SUFFIXES, audio_files, existing_folder, name_below, readable
 from musicnet_eval.errors import DataError
 
 COLUMNS = ("path", "label", "group", "split")
@@ -35,8 +35,8 @@ def folder(root: Path | str) -> list[Track]:
     tracks = []
     for name in classes:
         for path in audio_files(base / name):
-            identity = path.relative_to(base).as_posix()
-            tracks.append(Track(identity, path, (name,), identity))
+            identity = name_below(path, base)
+            tracks.append(Track(identity, path, (readable(name),), identity))
     if not tracks:
         raise DataError(
             f"data.root='{base}' has {len(classes)} class folders ({', '.join(classes[:5])}) but no audio files in them "

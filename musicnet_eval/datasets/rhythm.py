@@ -8,7 +8,7 @@ from pathlib import Path
 
 from musicnet_eval.contracts import Track
 from musicnet_eval.datasets.faults import BALLROOM_REPLICAS
-from musicnet_eval.datasets.files import Source, audio_files, find_folder, join_groups, suffix_in
+from musicnet_eval.datasets.files import Source, audio_files, find_folder, join_groups, name_below, suffix_in
 from musicnet_eval.errors import DataError
 
 # --- Ballroom -----------------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def ballroom(root: Path | str) -> list[Track]:
         dance = _dance(path.parent)
         if dance is None:
             raise DataError(f"'{path}' lies in none of Ballroom's dances ({', '.join(BALLROOM_DANCES)}). Move it away.")
-        tracks.append(Track(path.relative_to(base).as_posix(), path, (dance,), group(_album(path.stem))))
+        tracks.append(Track(name_below(path, base), path, (dance,), group(_album(path.stem))))
     return tracks
 
 
