@@ -325,3 +325,15 @@ def test_pictures_and_evaluation_see_nothing_of_it(tones: Path, tmp_path: Path) 
     device = torch.device("cpu")
     for one, other in zip(plain.examples(device), changed.examples(device), strict=True):
         assert torch.equal(one[2], other[2])
+
+
+def test_songs_of_several_labels_train_on_mixtures(tones: Path, train: Command, tmp_path: Path) -> None:
+    rows = [
+        f"{file.relative_to(tones)},{file.parent.name}|{'odd' if int(file.stem) % 2 else 'even'}" for file in tones.rglob("*.wav")
+    ]
+    (tmp_path / "songs.csv").write_text("\n".join(["path,label", *sorted(rows)]))
+    given = ("data=csv", "data.manifest=songs.csv", f"data.root={tones}", "backbone=stats_linear", "loss=bce", *TINY)
+    assert train(*given, "augment=[mixup,cutmix,mix_audio]") == 0
+    record = records.read_result(only_run(tmp_path))
+    assert record["facts"]["multilabel"] is True
+    assert record["metrics"]["train/segment/log_loss"] < 2
