@@ -293,6 +293,8 @@ did slowed both. Absolute times are of a shared, noisy machine and mean little b
   weights is checked. The bare loop runs without torch's deterministic mode.
 - A small run: `musicnet-train` on a warm decoded cache beside `bare.py`, which imports torch, torchaudio and timm, and reads
   decoded songs from NumPy files.
+- Front end and augmentation: `augment_share.py`; what makes a batch beside the step on it (AdamW, channels last, float32).
+  Most of `music_strong` is pitch and tempo, a tenth of the rows each.
 - `log_mel`: `front_ends.py`; Hann windows of 2048, hop 512, 128 bands on all sides; ours as in training, segment by segment.
 - Data path: the training loader, random positions in one file a song, beside random rows of one memory-mapped file; the page
   cache is warm for both.
