@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics as sk
 import torch
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.metrics import METRICS, ONE_LABEL, VOTES, Heard, SegmentScores, SongVotes, compute, fit_temperature, names
@@ -124,6 +125,16 @@ def test_several_labels_equal_scikit_learn(name: str, case: str) -> None:
         chances, labels = chances[:2], labels[:2]
     got = compute("x", chances, labels)[f"x/{name}"].item()
     assert got == pytest.approx(MANY[name](chances.double().numpy(), labels.numpy()), abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one label", "several"])
+def test_calibration_equals_a_second_library(many: bool) -> None:
+    chances, labels = several() if many else sample()
+    if many:
+        want = binary_calibration_error(chances.flatten(), labels.flatten().long(), n_bins=15)
+    else:
+        want = multiclass_calibration_error(chances, labels, 5, n_bins=15)
+    assert compute("x", chances, labels)["x/ece"].item() == pytest.approx(want.item(), abs=1e-6)
 
 
 def test_a_sure_mistake_has_a_finite_log_loss() -> None:
