@@ -87,6 +87,7 @@ class MusicClassifier(lightning.LightningModule):
         classes = len(facts.classes)
         self.facts = facts
         self.backbone = backbones.build(backbone, backbone_options or {}, classes, facts.image_shape)
+        self.resized_to = backbones.resized_to(self.backbone)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         usual = nn.BCEWithLogitsLoss() if facts.multilabel else nn.CrossEntropyLoss()

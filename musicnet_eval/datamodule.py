@@ -7,6 +7,7 @@ learns of the data.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ class MusicDataModule(lightning.LightningDataModule):
         self.on_bad_file = on_bad_file
         self.seed = seed
         self.bad_tracks: dict[str, str] = {}
+        self.front_end_seconds = 0.0  # spent in training batches so far, for those who ask where the time went
         self._batches = 1
         self._songs: dict[str, list[Song]] = {}
 
@@ -251,11 +253,13 @@ class MusicDataModule(lightning.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make the image on the device: int16 → float → spectrogram; in training audio, image and label are augmented."""
         del dataloader_idx
+        began = time.perf_counter()
         audio, label = batch["audio"].float() / PCM_SCALE, batch["label"]
         if self.trainer is None or not self.trainer.training:
             return {**batch, "audio": audio, "image": self.image(audio)}
         audio, label = self.augment("audio", audio, label, self._draw)
         image, label = self.augment("image", self.image(audio), label, self._draw)
+        self.front_end_seconds += time.perf_counter() - began
         return {**batch, "audio": audio, "label": label, "image": image}
 
     def _draw(self, step: str) -> np.random.Generator:

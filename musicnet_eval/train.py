@@ -206,6 +206,7 @@ def _facts(planned: Plan, data: Any, model: Any, trainer: Any) -> dict[str, Any]
         "bad_tracks": data.bad_tracks,
         "band_statistics": data.band_statistics,
         "temperature": model.temperature,
+        "resized_to": model.resized_to,
         "trainable_parameters": model.trained_parameters(trainer.current_epoch),
         "leaky": bool(overlapping_groups(planned.tracks)),
         "planted": dict(Counter(fault.fault for fault in planned.faults)),
@@ -217,7 +218,7 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     import lightning
     import torch
 
-    from musicnet_eval import callbacks
+    from musicnet_eval import callbacks, summary
     from musicnet_eval.trainers import check_monitor, make_trainer
 
     config = planned.config
@@ -230,7 +231,7 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     data.setup()
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
-    fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder)]
+    fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder), summary.RunSummary()]
     fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], watching)
     if sys.stderr.isatty():
         fixed.append(callbacks.Progress())
@@ -314,11 +315,19 @@ def _live(planned: Plan) -> float | None:
         for number, handler in previous.items():
             signal.signal(number, handler)
     runs.finish(planned.folder, record)
+    _say_where_time_went(record["throughput"])
     songs = record["facts"]["tracks"]["test"]
     print(
         f"done: {OBJECTIVE} {record['metrics'][OBJECTIVE]:.3f} on {songs} songs, {record['seconds']['total']:.0f} s", flush=True
     )
     return record["metrics"].get(planned.config["monitor"])
+
+
+def _say_where_time_went(throughput: dict[str, float]) -> None:
+    from musicnet_eval.summary import time_row
+
+    if throughput:
+        print(time_row(throughput), flush=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -99,7 +99,8 @@ def _fitting(name: str, arguments: dict[str, Any], shape: Shape) -> tuple[nn.Mod
             refusals.append(ConfigError(f"backbone={name} cannot be built for an image {size}: {reason}"))
         else:
             return network, size
-    raise refusals[0]
+    own, last = str(refusals[0]), str(refusals[-1])
+    raise ConfigError(own if own == last else f"{own} Resized to {size[0]}×{size[1]} neither: {last}")
 
 
 def _sizes(name: str, arguments: Mapping[str, Any], shape: Shape) -> list[Size]:
