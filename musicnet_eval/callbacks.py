@@ -24,7 +24,7 @@ from musicnet_eval import records, runs
 
 
 class StepSeed(Callback):
-    """Seed torch before every training step from (seed, rank, step): dropout draws the same in a resumed run.
+    """Seed torch before every training batch from (seed, rank, batch): dropout draws the same in a resumed run.
 
     Args:
         seed: The run's seed.
@@ -40,7 +40,8 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         del pl_module, batch, batch_idx
-        torch.manual_seed(((self.seed * 1009 + trainer.global_rank) << 32) + trainer.global_step)
+        batches = trainer.fit_loop.total_batch_idx  # global_step would stand still while gradients are accumulated
+        torch.manual_seed(((self.seed * 1009 + trainer.global_rank) << 32) + batches)
 
 
 class Heartbeat(Callback):
@@ -55,6 +56,11 @@ class Heartbeat(Callback):
         self.folder = folder
         self.every_seconds = every_seconds
         self._last = 0.0
+        self._began, self._first_epoch = 0.0, 0  # of this attempt
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        self._began, self._first_epoch = time.monotonic(), trainer.current_epoch
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if time.monotonic() - self._last > self.every_seconds:
@@ -62,12 +68,15 @@ class Heartbeat(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
-        self._beat(trainer)
+        whole = trainer.current_epoch - self._first_epoch
+        seconds = round((time.monotonic() - self._began) / whole, 3) if whole else None
+        self._beat(trainer, epoch_started=records.now(), seconds_per_epoch=seconds)
 
-    def _beat(self, trainer: Trainer) -> None:
+    def _beat(self, trainer: Trainer, **more: Any) -> None:
         self._last = time.monotonic()
         if trainer.is_global_zero:
-            runs.update_status(self.folder, epoch=trainer.current_epoch, epochs=trainer.max_epochs, step=trainer.global_step)
+            told = {"epoch": trainer.current_epoch, "epochs": trainer.max_epochs, "step": trainer.global_step}
+            runs.update_status(self.folder, **told, **more)
 
 
 class MetricsTable(Checkpoint):

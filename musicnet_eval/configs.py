@@ -129,6 +129,7 @@ WHOLE = {  # key → smallest and largest
     "data.split_seed": (0, 2**31 - 1),
     "tune.lr_steps": (20, 10**6),
     "tune.max_batch_size": (2, 10**6),
+    "run.max_attempts": (1, 10**6),
 }
 SWITCHES = (
     "data.pad_short",
@@ -144,9 +145,10 @@ SWITCHES = (
 CHOICES = {
     "monitor_mode": ("min", "max"),
     "run.on_error": ("continue", "stop"),
+    "run.on_oom": ("fail", "halve_batch"),
     "run.keep_checkpoints": ("all", "best", "none"),
 }
-NULLABLE = ("num_threads",)
+NULLABLE = ("num_threads", "run.max_attempts")
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -168,6 +170,8 @@ def check(config: Mapping[str, Any]) -> None:
     for key, choices in CHOICES.items():
         if _value(config, key) not in choices:
             raise ConfigError(f"{key}={_value(config, key)!r} must be one of {', '.join(choices)}.")
+    if _value(config, "run.on_oom") == "halve_batch" and _value(config, "tune.batch_size"):
+        raise ConfigError("run.on_oom=halve_batch and tune.batch_size=true both look for a batch that fits. Use one of them.")
     for key in ("backbone", "paths.cache", "paths.runs"):
         if not isinstance(_value(config, key), str):
             raise ConfigError(

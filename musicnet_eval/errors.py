@@ -7,7 +7,8 @@ traceback (`HYDRA_FULL_ERROR=1` shows it), and leave with the error's `exit_code
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class MusicnetError(Exception):
@@ -42,6 +43,25 @@ class AudioError(MusicnetError):
 
 class RecordError(MusicnetError):
     """A run folder, record or checkpoint that cannot be read or trusted."""
+
+
+class TrainingError(MusicnetError, RuntimeError):
+    """A training that went wrong by itself: its run is recorded as failed, and the command leaves with 1.
+
+    Args:
+        message: What happened, and what may help.
+        details: The same for programs, kept in `failed.json`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details = dict(details or {})
+
+
+class AttemptsError(TrainingError):
+    """A run that has failed too often to be tried again."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from musicnet_eval import records
 from musicnet_eval.contracts import RunRecord
-from musicnet_eval.errors import RecordError
+from musicnet_eval.errors import AttemptsError, RecordError
 
 LOCK = ".lock"
 
@@ -48,21 +48,34 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False) -> int:
+def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False, max_attempts: int | None = None) -> int:
     """Mark a run as running and give the number of this attempt, from 1.
 
     What an attempt that was cut short has left (checkpoints, `metrics.csv`) stays, to go on from; what a whole run or a run of
     another signature has left goes, and all of it when the run is to start `fresh`.
+
+    Args:
+        folder: The run's folder, whose lock is held.
+        signature: The run's.
+        config_yaml: What `config.yaml` is to hold.
+        fresh: Whether to forget what was there.
+        max_attempts: How many attempts may fail or be killed; any number when None. One that a signal interrupted is not counted.
+
+    Raises:
+        AttemptsError: That many have.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        before = records.read_json(folder / records.STATUS)
-        attempt = int(before.get("attempt", 0)) + 1
-    except (RecordError, TypeError, ValueError):
-        before, attempt = {}, 1
-    if fresh or before.get("signature") != signature or (folder / records.RESULT).exists():
-        (folder / records.METRICS).unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    before = _earlier(folder)
+    attempt = int(before.get("attempt", 0)) + 1
+    anew = fresh or before.get("signature") != signature or (folder / records.RESULT).exists()
+    failures = 0 if anew else _failures(before)
+    if max_attempts is not None and failures >= max_attempts:
+        raise AttemptsError(
+            f"The run has failed {failures} times, and run.max_attempts={max_attempts} allows no more ({_reason(folder)}). "
+            "Mend the cause and say run.force=true, which starts it afresh, or raise run.max_attempts."
+        )
+    if anew:
+        start_over(folder)
     for name in (records.RESULT, records.PREDICTIONS, records.PLANTED, records.SUSPECTS):
         (folder / name).unlink(missing_ok=True)
     with records.replacing(folder / records.CONFIG) as temporary:
@@ -73,6 +86,7 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
             "state": "running",
             "signature": signature,
             "attempt": attempt,
+            "failures": failures,
             "epoch": 0,
             "started": records.now(),
             "heartbeat": records.now(),
@@ -81,6 +95,34 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
         },
     )
     return attempt
+
+
+def start_over(folder: Path) -> None:
+    """Remove what an attempt has left to go on from."""
+    (folder / records.METRICS).unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """Give what `status.json` says of earlier attempts; nothing where it is not there, or damaged."""
+    try:
+        before = records.read_json(folder / records.STATUS)
+        counts = {name: int(before.get(name) or 0) for name in ("attempt", "failures")}
+    except (RecordError, TypeError, ValueError):
+        return {}
+    return before | counts
+
+
+def _failures(before: Mapping[str, Any]) -> int:
+    """Count the attempts that failed or were killed: who holds the lock and reads "running" sees a run that was killed."""
+    return int(before["failures"]) + (before.get("state") in ("failed", "running")) if before else 0
+
+
+def _reason(folder: Path) -> str:
+    try:
+        return f"the last time by {records.read_json(folder / records.FAILED).get('error')}"
+    except RecordError:
+        return "it was killed, and left no word why"
 
 
 def update_status(folder: Path, **fields: Any) -> None:
@@ -100,13 +142,17 @@ def finish(folder: Path, record: RunRecord) -> None:
 
 
 def fail(folder: Path, error: BaseException, traceback: str, about: Mapping[str, Any]) -> None:
-    """Write `failed.json`: the error in one line, its traceback, and what was asked for."""
+    """Write `failed.json`: the error in one line, its traceback, and what was asked for; a refusal leaves that of its cause."""
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(error, AttemptsError) and (folder / records.FAILED).exists():
+        update_status(folder, state="failed")
+        return
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     value = {
         "status": "failed",
         "error": f"{type(error).__name__}: {first}",
         "traceback": traceback,
+        "details": getattr(error, "details", {}),
         **about,
         "finished": records.now(),
     }

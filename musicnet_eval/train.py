@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import configs, environment, records, runs
+from musicnet_eval import configs, environment, jobs, records, runs
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint, overlapping_groups, planted, split_settings
 from musicnet_eval.errors import DataError, MusicnetError
@@ -146,6 +146,7 @@ def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
     clock, started = [time.perf_counter()], records.now()
     from musicnet_eval.evaluate import calibrate, load_weights, quiet, score
+    from musicnet_eval.failures import halved
     from musicnet_eval.trainers import make_trainer
     from musicnet_eval.tuning import tune
 
@@ -185,7 +186,7 @@ def fit(planned: Plan) -> RunRecord:
         choices=planned.choices,
         overrides=planned.overrides,
         config=planned.written,
-        facts=_facts(planned, data, model, trainer) | {"tuned": tuned},
+        facts=_facts(planned, data, model, trainer) | {"tuned": tuned, "halved": halved(planned.folder)},
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
@@ -218,7 +219,7 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     import lightning
     import torch
 
-    from musicnet_eval import callbacks, summary
+    from musicnet_eval import callbacks, failures, summary
     from musicnet_eval.trainers import check_monitor, make_trainer
 
     config = planned.config
@@ -232,6 +233,7 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
     fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder), summary.RunSummary()]
+    fixed.append(failures.FiniteLoss(planned.folder, config["monitor"]))
     fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], watching)
     if sys.stderr.isatty():
         fixed.append(callbacks.Progress())
@@ -272,6 +274,8 @@ def task(config: DictConfig) -> float | None:
     planned: Plan | None = None
     try:
         planned = plan(config)
+        if sweeping:
+            jobs.enrol(planned.folder.parent, planned.overrides, planned.folder.name)
         if (stored := _stored(planned)) is not None:
             return stored
         runs.forget_failure(_unindexed(config).folder)  # an earlier try that could not list its data had another name
@@ -304,13 +308,16 @@ def _stored(planned: Plan) -> float | None:
 
 def _live(planned: Plan) -> float | None:
     print(f"run: {planned.title} → {planned.folder}", flush=True)
-    text = OmegaConf.to_yaml(OmegaConf.create(planned.written))
-    runs.begin(planned.folder, planned.signature, text, fresh=planned.config["run"]["force"])
+    text, asked = OmegaConf.to_yaml(OmegaConf.create(planned.written)), planned.config["run"]
+    runs.begin(planned.folder, planned.signature, text, fresh=asked["force"], max_attempts=asked["max_attempts"])
+    runs.update_status(planned.folder, overrides=planned.overrides)
     if planned.faults:
         records.write_text(planned.folder / records.PLANTED, planted.to_csv(planned.faults))
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        record = fit(planned)
+        from musicnet_eval.failures import fit_in_memory
+
+        record = fit_in_memory(lambda config: fit(replace(planned, config=config)), planned.config, planned.folder)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -348,7 +355,9 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
             return
     if where is None:
         return
-    if usage and not sweeping:
+    if sweeping:
+        jobs.enrol(where.folder.parent, where.overrides, where.folder.name)
+    elif usage and cast(MusicnetError, error).exit_code == MusicnetError.exit_code:
         runs.forget_failure(where.folder)  # a slip of the keyboard leaves no folder behind
         return
     about = {

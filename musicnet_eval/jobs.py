@@ -1,0 +1,105 @@
+"""Which jobs a sweep has, and which run each of them is: `sweep.jsonl` beside the run folders. Layer 2; imports no torch.
+
+The first line is the plan (`started`, `jobs`: the overrides of each); every job adds a line as soon as it knows its folder
+(`overrides`, `run`). So any process, on any host with the same disk, can tell what has not begun. The latest sweep's plan stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musicnet_eval import records
+
+LEDGER = "sweep.jsonl"
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A sweep's plan, and the runs known of it.
+
+    Args:
+        folder: Where the runs lie.
+        started: When the sweep began, ISO 8601.
+        jobs: The overrides of each planned job, in order.
+        runs: Name of a job's run folder by the job's overrides.
+    """
+
+    folder: Path
+    started: str
+    jobs: tuple[Key, ...]
+    runs: Mapping[Key, str]
+
+    def unbegun(self, known: Mapping[Key, Path]) -> list[Key]:
+        """List the jobs that have no run yet.
+
+        Args:
+            known: Runs by their own overrides, which may be older than the sweep and are taken as its jobs'.
+        """
+        return [job for job in self.jobs if _sorted(job) not in self.runs and _sorted(job) not in known]
+
+
+def plan(folder: Path, jobs: Iterable[Sequence[str]]) -> None:
+    """Begin a ledger with the overrides of each job, in place of an earlier one."""
+    line = {"started": records.now(), "jobs": [list(job) for job in jobs]}
+    records.write_text(folder / LEDGER, json.dumps(line) + "\n")
+
+
+def enrol(folder: Path, overrides: Sequence[str], run: str) -> None:
+    """Say which run a job is, where its sweep has a ledger."""
+    if (folder / LEDGER).is_file():
+        with (folder / LEDGER).open("a", encoding="utf8") as file:  # one short write, which other processes' do not tear
+            file.write(json.dumps({"overrides": list(overrides), "run": run}) + "\n")
+
+
+def read(folder: Path) -> Ledger | None:
+    """Read a folder's ledger; None where there is none. A line that a kill cut short is left out."""
+    try:
+        lines = (folder / LEDGER).read_text(encoding="utf8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    values = [value for value in map(_parsed, lines) if isinstance(value, dict)]
+    if not values or not isinstance(values[0].get("jobs"), list):
+        return None
+    entries = [value for value in values[1:] if isinstance(value.get("overrides"), list) and isinstance(value.get("run"), str)]
+    return Ledger(
+        folder=folder,
+        started=str(values[0].get("started", "")),
+        jobs=tuple(tuple(map(str, job)) for job in values[0]["jobs"] if isinstance(job, list)),
+        runs={_sorted(value["overrides"]): value["run"] for value in entries},
+    )
+
+
+def by_overrides(runs: Iterable[Path]) -> dict[Key, Path]:
+    """Index run folders by the overrides that they were asked for with, where a record tells."""
+    known: dict[Key, Path] = {}
+    for run in runs:
+        for name in (records.RESULT, records.FAILED, records.STATUS):
+            told = _parsed_file(run / name).get("overrides")
+            if isinstance(told, list):
+                known[_sorted(told)] = run
+                break
+    return known
+
+
+def _sorted(overrides: Iterable[Any]) -> Key:
+    return tuple(sorted(map(str, overrides)))
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _parsed_file(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
