@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ class Cnn14(nn.Module):
         num_classes: Number of scores.
         in_chans: Channels K.
         img_size: `(F, N)`, 32 or more of each.
+        widths: Channels of the six pairs; the last is also that of the hidden layer.
         drop_rate: Dropout before and after the last hidden layer.
         block_drop_rate: Dropout after each pair of convolutions.
 
@@ -38,18 +41,24 @@ class Cnn14(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_chans: int, img_size: tuple[int, int], drop_rate: float, block_drop_rate: float
+        self,
+        num_classes: int,
+        in_chans: int,
+        img_size: tuple[int, int],
+        widths: Sequence[int],
+        drop_rate: float,
+        block_drop_rate: float,
     ) -> None:
         super().__init__()
         check_least("cnn14", img_size, 32, 32)
         self.norm = nn.BatchNorm1d(in_chans * img_size[0])
         blocks = []
-        for number, (a, b) in enumerate(zip((in_chans, *WIDTHS), WIDTHS, strict=False)):
-            pool = [nn.AvgPool2d(2)] if number < len(WIDTHS) - 1 else []
+        for number, (a, b) in enumerate(zip((in_chans, *widths), widths, strict=False)):
+            pool = [nn.AvgPool2d(2)] if number < len(widths) - 1 else []
             blocks.append(nn.Sequential(*_twice(a, b), *pool, nn.Dropout(block_drop_rate)))
         self.blocks = nn.Sequential(*blocks)
-        self.dense = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(WIDTHS[-1], WIDTHS[-1]), nn.ReLU(), nn.Dropout(drop_rate))
-        self.head = nn.Linear(WIDTHS[-1], num_classes)
+        self.dense = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(widths[-1], widths[-1]), nn.ReLU(), nn.Dropout(drop_rate))
+        self.head = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
@@ -68,8 +77,9 @@ def cnn14(
     num_classes: int = 527,
     in_chans: int = 1,
     img_size: tuple[int, int] = (64, 1000),
+    widths: Sequence[int] = WIDTHS,
     drop_rate: float = 0.5,
     block_drop_rate: float = 0.2,
 ) -> Cnn14:
     """Make CNN14 with random weights."""
-    return Cnn14(num_classes, in_chans, img_size, drop_rate, block_drop_rate)
+    return Cnn14(num_classes, in_chans, img_size, widths, drop_rate, block_drop_rate)

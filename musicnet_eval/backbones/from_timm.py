@@ -1,6 +1,7 @@
 """timm's networks, and those registered with it: built for an image's shape, started from weights. Layer 3.
 
-A network that cannot take an image as it is gets it resized: to the next multiples of 32, else to the size it was made for.
+A network that cannot take an image as it is gets it resized: to the next multiples of 32, 28 or 48, which hold the usual patches
+and strides, else to the size that it was made for.
 """
 
 from __future__ import annotations
@@ -99,16 +100,29 @@ def _fitting(name: str, arguments: dict[str, Any], shape: Shape) -> tuple[nn.Mod
             refusals.append(ConfigError(f"backbone={name} cannot be built for an image {size}: {reason}"))
         else:
             return network, size
-    own, last = str(refusals[0]), str(refusals[-1])
-    raise ConfigError(own if own == last else f"{own} Resized to {size[0]}×{size[1]} neither: {last}")
+    if shape[0] != 3 and arguments["in_chans"] == shape[0]:
+        _blame_channels(name, {**arguments, "in_chans": 3}, shape)
+    raise refusals[0]
+
+
+def _blame_channels(name: str, arguments: dict[str, Any], shape: Shape) -> None:
+    """Say so where a network that was refused would have taken three channels."""
+    try:
+        _fitting(name, arguments, (3, *shape[1:]))
+    except ConfigError:
+        return
+    raise ConfigError(
+        f"backbone={name} takes images of 3 channels only, not of {shape[0]}. Use spectrogram=multi_resolution or "
+        "spectrogram=log_mel_delta, which have three, or another backbone."
+    )
 
 
 def _sizes(name: str, arguments: Mapping[str, Any], shape: Shape) -> list[Size]:
-    """List the image sizes to try: the image's own, the next multiples of 32, the one that the network was made for."""
+    """List the image sizes to try: the image's own, the next multiples of some, the one that the network was made for."""
     if arguments.get("img_size"):
         return [to_2tuple(arguments["img_size"])]
     bins, frames = shape[1:]
-    sizes = [(bins, frames), (-(-bins // 32) * 32, -(-frames // 32) * 32)]
+    sizes = [(bins, frames), *((-(-bins // step) * step, -(-frames // step) * step) for step in (32, 28, 48))]
     known = timm.models.get_pretrained_cfg(name)
     return list(dict.fromkeys(sizes if known is None else [*sizes, (known.input_size[1], known.input_size[2])]))
 
