@@ -109,32 +109,50 @@ class MetricsTable(Checkpoint):
 
 
 class Throughput(Callback):
-    """Measure segments a second in training; the first epoch, which warms up, is left out when there are others."""
+    """Measure segments a second in training, and where its time went; the first epoch, which warms up, is left out if it can be.
+
+    The clock is this process's: `front_end_share` is the time in which the data module made images and augmented, `step_share`
+    forward, backward and optimizer, `data_share` the rest of an epoch (waiting for the loader, copying to the device, callbacks).
+    Nothing waits for an accelerator on that account: there the first share that has to wait for it holds the work of all.
+    """
 
     def __init__(self) -> None:
-        self.epochs: list[tuple[int, float]] = []
-        self._count = 0
-        self._began = 0.0
+        self.epochs: list[tuple[int, float, float, float]] = []  # segments; seconds in all, of the front end, of steps
+        self._count, self._began, self._front, self._steps, self._step = 0, 0.0, 0.0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
-        self._count, self._began = 0, time.perf_counter()
+        del pl_module
+        self._count, self._began, self._front, self._steps = 0, time.perf_counter(), self._front_end(trainer), 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        del trainer, pl_module, batch, batch_idx
+        self._step = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         del pl_module, outputs, batch_idx
+        self._steps += time.perf_counter() - self._step
         self._count += len(batch["label"]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._count:
-            self.epochs.append((self._count, time.perf_counter() - self._began))
+            front = self._front_end(trainer) - self._front
+            self.epochs.append((self._count, time.perf_counter() - self._began, front, self._steps))
             self._count = 0
 
+    @staticmethod
+    def _front_end(trainer: Trainer) -> float:
+        seconds: float = getattr(trainer.datamodule, "front_end_seconds", 0.0)  # type: ignore[attr-defined]
+        return seconds
+
     def result(self) -> dict[str, float]:
-        """Give `train_segments_per_second`, or nothing when no epoch was finished."""
+        """Give `train_segments_per_second` and the shares of its time, or nothing when no epoch was finished."""
         counted = self.epochs[1:] or self.epochs
-        seconds = sum(spent for _, spent in counted)
-        return {"train_segments_per_second": sum(count for count, _ in counted) / seconds} if seconds else {}
+        if not counted:
+            return {}
+        count, seconds, front, steps = (sum(column) for column in zip(*counted, strict=True))
+        shares = {"front_end_share": front / seconds, "step_share": steps / seconds}
+        return {"train_segments_per_second": count / seconds, "data_share": 1 - sum(shares.values()), **shares}
 
 
 class Pictures(Callback):
