@@ -19,6 +19,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from musicnet_eval import records, runs
 
@@ -156,14 +157,18 @@ class Throughput(Callback):
 
 
 class Pictures(Callback):
-    """Draw one spectrogram a class, as the network sees it, into `pictures/`, with `spectrograms.json` naming them.
+    """Draw spectrograms as the network sees them into `pictures/`: one a class, and the hardest test songs.
+
+    `spectrograms.json` and `hardest.json` name them.
 
     Args:
         height: Least height of a picture in pixels; small images are enlarged by whole factors.
+        hardest: How many test songs are drawn, those that get the least probability of their labels first, 0 or more.
     """
 
-    def __init__(self, height: int = 160) -> None:
+    def __init__(self, height: int = 160, hardest: int = 6) -> None:
         self.height = height
+        self.hardest = hardest
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -178,8 +183,34 @@ class Pictures(Callback):
             seconds = data.segment / data.sample_rate
             caption = f"{image.shape[1]} bins from low (bottom) to high, {seconds:g} s from left to right"
             entries.append({"class": name, "song": song, "file": file, "caption": caption})
-        with records.replacing(folder / "spectrograms.json") as temporary:
-            temporary.write_text(json.dumps(entries, indent=1), encoding="utf8")
+        records.write_text(folder / "spectrograms.json", json.dumps(entries, indent=1))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        model: Any = pl_module
+        votes = model.last_votes["test"]
+        places = least_probable(votes.songs, votes.probabilities, votes.labels, self.hardest)
+        folder = Path(trainer.default_root_dir) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, (place, image) in enumerate(zip(places, data.middles(places, pl_module.device), strict=True)):
+            file = f"hardest-{number}.png"
+            draw(image.cpu().numpy(), folder / file, self.height)
+            entries.append({"song": data.tracks[place].id, "file": file})
+        records.write_text(folder / "hardest.json", json.dumps(entries, indent=1))
+
+
+def least_probable(songs: Tensor, probabilities: Tensor, labels: Tensor, count: int) -> list[int]:
+    """List the songs that get the least probability of their label, least first; of several labels the mean counts.
+
+    Shape:
+        songs: `[S]`. probabilities: `[S, C]`. labels: `[S]` class index, or `[S, C]` zeros and ones.
+    """
+    held = labels if labels.dim() == 2 else torch.nn.functional.one_hot(labels, probabilities.shape[1])
+    chances = (probabilities * held).sum(dim=1) / held.sum(dim=1).clamp(min=1)
+    return [int(place) for place in songs[chances.argsort(stable=True)[:count]]]
 
 
 # Dark to bright through purple and orange, as of our own choosing: equal steps of lightness, readable without colour.

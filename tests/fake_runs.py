@@ -148,6 +148,37 @@ def write_pictures(run: Path, classes: Sequence[str], png: bytes = PNG) -> None:
     (run / "pictures" / "spectrograms.json").write_text(json.dumps(listed), encoding="utf8")
 
 
+def write_hardest(run: Path, songs: Sequence[str], png: bytes = PNG) -> Path:
+    """Write pictures of test songs and the list of them."""
+    (run / "pictures").mkdir(parents=True, exist_ok=True)
+    listed = [{"song": song, "file": f"hardest-{i}.png"} for i, song in enumerate(songs)]
+    for entry in listed:
+        (run / "pictures" / entry["file"]).write_bytes(png)
+    (run / "pictures" / "hardest.json").write_text(json.dumps(listed), encoding="utf8")
+    return run
+
+
+def write_audit(folder: Path, **told: Any) -> Path:
+    """Write an audit of 60 tracks with two recordings found twice, one of them across splits."""
+    empty: dict[str, list[Any]] = {name: [] for name in ("groups", "bad_files", "known_bad", "silent", "clipped")}
+    audit = {
+        "schema": 1,
+        "kind": "audit",
+        "data": "toy",
+        "protocol": "group_kfold",
+        "fold": 0,
+        "tracks": 60,
+        "decoded": 60,
+        "hours": 1.5,
+        "leaks": {"duplicates": 1, "groups": 0},
+        "conflicting": 0,
+        "findings": {"duplicates": [{}, {}], **empty},
+        "written": "2025-01-01T00:00:00+00:00",
+    }
+    records.write_json(folder / "audit.json", {**audit, **told})
+    return folder
+
+
 def write_failed(run: Path, error: str = "RuntimeError: out of memory") -> Path:
     """Write a failed run."""
     failure = {"error": error, "traceback": f"Traceback …\n{error}", "choices": CHOICES, "overrides": [], "signature": "f" * 12}

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from musicnet_eval import records
+from musicnet_eval.callbacks import least_probable
 from tests.conftest import TINY, Command, only_run
 
 
@@ -43,12 +44,32 @@ def test_a_run_folder_is_whole(finished: Path, tones: Path) -> None:
     assert run.name.startswith("test_resnet-cross_entropy-s0-")
     present = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     expected = {"status.json", "result.json", "config.yaml", "predictions.csv", "metrics.csv", "suspect_labels.csv"}
-    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "pictures/spectrograms.json"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "pictures/spectrograms.json", "pictures/hardest.json"}
     present.discard(".lock")  # stays behind on some systems; it holds nothing
     expected |= {f"pictures/suspect-{rank}.png" for rank in range(1, 7)}  # of 6 training songs
-    assert present == expected | {f"pictures/spectrogram-{i}.png" for i in range(3)}
+    drawn = {f"pictures/spectrogram-{i}.png" for i in range(3)} | {
+        f"pictures/hardest-{i}.png" for i in range(6)
+    }  # of 6 test songs
+    assert present == expected | drawn
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["attempt"], status["epoch"]) == ("done", 1, 1)
+
+
+def test_the_songs_with_the_least_probability_of_their_label_are_drawn_first(finished: Path) -> None:
+    run = only_run(finished)
+    tested = [row for row in records.read_predictions(run) if row.split == "test"]
+    order = [row.song for row in sorted(tested, key=lambda row: row.probabilities[row.label])]
+    listed = json.loads((run / "pictures" / "hardest.json").read_text())
+    assert [entry["song"] for entry in listed] == order[:6]
+    assert all((run / "pictures" / entry["file"]).read_bytes().startswith(b"\x89PNG") for entry in listed)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [([0, 1, 0], [12, 11]), ([[1, 1], [0, 1], [0, 0]], [12, 11])], ids=["one label", "several"]
+)
+def test_hardest_songs_by_hand(labels: list[Any], expected: list[int]) -> None:
+    chances = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])  # of their labels: 0.9, 0.3, 0.2; or means of 0.5, 0.3, none
+    assert least_probable(torch.tensor([10, 11, 12]), chances, torch.tensor(labels), 2) == expected
 
 
 def test_the_record_says_what_was_run(finished: Path, tones: Path) -> None:

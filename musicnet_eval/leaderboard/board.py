@@ -50,6 +50,12 @@ class Run:
         """Tell whether songs carry several labels, so that there is no single right class."""
         return bool(self.record["facts"].get("multilabel")) or any("|" in row.label + row.predicted for row in self.tested)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Give the class names in index order; none where the record does not list them."""
+        named = self.record["facts"].get("classes")
+        return tuple(map(plain, named)) if isinstance(named, list) else ()
+
     def number(self, metric: str) -> float | None:
         """Give a metric, or None where the run has no such finite number."""
         value = self.record["metrics"].get(metric)
@@ -361,7 +367,7 @@ def _unlike(rows: Sequence[Row]) -> list[str]:
         choices = [run.record["choices"] for run in row.runs]
         repeats.add(frozenset((plain(one.get("seed")), plain(one.get("fold"))) for one in choices))
     songs = {frozenset(one.song for run in row.runs for one in run.tested) for row in rows if row.songs}
-    classes = {tuple(map(plain, run.record["facts"].get("classes") or ())) for row in rows for run in row.runs}
+    classes = {run.classes for row in rows for run in row.runs}
     differ = (("seeds and folds", repeats), ("test songs", songs), ("classes", classes))
     unlike = [name for name, found in differ if len(found) > 1]
     return [f"Not like for like: the rows differ in their {' and in their '.join(unlike)}."] if unlike else []

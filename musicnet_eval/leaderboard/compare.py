@@ -110,7 +110,8 @@ def _test(row: Row, metric: str) -> Test | str:
     for run in row.runs:
         if len({one.song for one in run.tested}) < len(run.tested):
             return "no interval, a run names a test song twice"
-        names = tuple(map(str, run.record["facts"].get("classes") or ()))
+        named = run.record["facts"].get("classes")
+        names = tuple(map(str, named)) if isinstance(named, list) else ()
         try:
             found[run.name] = values.of(metric, run.tested, names, several=run.multilabel)
         except KeyError as error:
@@ -136,7 +137,7 @@ def _test(row: Row, metric: str) -> Test | str:
         return "no interval, its test songs are one group"
     member = np.zeros((len(order), len(groups)))
     member[np.arange(len(order)), [groups[song[0]] for song in order]] = len(groups)
-    classes = tuple({tuple(map(plain, run.record["facts"].get("classes") or ())) for run in row.runs})
+    classes = tuple({run.classes for run in row.runs})
     single = len(row.runs) == len({plain(run.record["choices"].get("fold")) for run in row.runs}) and len(groups) == len(order)
     counted = single and len(seeds) == 1 and metric == f"{values.PREFIX}accuracy"
     hits = (scores[0] > 0).astype(float) if counted else None

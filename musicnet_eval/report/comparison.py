@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from musicnet_eval.leaderboard.board import lower_is_better
 from musicnet_eval.leaderboard.text import number, plain
-from musicnet_eval.report.figures import Palette, blank, quiet
+from musicnet_eval.report.figures import Palette, blank, quiet, short
 from musicnet_eval.significance import cliques
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from musicnet_eval.leaderboard import Row, Table
     from musicnet_eval.leaderboard.standing import Standing
-
-MOST_LABEL = 48  # letters of a label in a figure
 
 
 def forest(table: Table, colours: Palette) -> Figure:
@@ -39,12 +37,6 @@ def forest(table: Table, colours: Palette) -> Figure:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="y")
     return figure
-
-
-def short(label: str) -> str:
-    """Cut a label to what a figure has room for; `$` would begin a formula."""
-    cut = label if len(label) <= MOST_LABEL else label[: MOST_LABEL - 1] + "…"
-    return cut.replace("$", r"\$")
 
 
 # --- what accuracy costs ------------------------------------------------------------------------------------------------------
@@ -77,7 +69,7 @@ def tradeoff(table: Table, colours: Palette) -> Figure | None:
         quiet(axes, colours, x=name)
         if points:
             _costs(axes, points, colours, lower=lower_is_better(table.metric))
-    figure.axes[0].set_ylabel(table.metric, fontsize=8, color=colours.ink)
+    figure.axes[0].set_ylabel(short(table.metric), fontsize=8, color=colours.ink)
     return figure
 
 
@@ -160,26 +152,29 @@ def critical_difference(standing: Standing, colours: Palette) -> Figure:
     bars = cliques(standing.ranks.ranks, standing.same())
     count = len(ranks)
     half = (count + 1) // 2
-    height = 1.3 + 0.22 * half + 0.1 * len(bars)
-    figure = blank(6.4, height)
+    lowest = -0.4 * (len(bars) + 1) - 0.8 * half
+    figure = blank(7.4, 0.26 * (2.6 - lowest), left=0.34, right=0.66, bottom=0.01, top=0.99)
     axes = figure.subplots()
     axes.set_axis_off()
-    axes.plot((1, count), (0, 0), color=colours.ink, linewidth=1)
-    for rank in range(1, count + 1):
-        axes.plot((rank, rank), (0, 0.25), color=colours.ink, linewidth=1)
-        axes.text(rank, 0.4, str(rank), ha="center", va="bottom", fontsize=8, color=colours.ink)
+    axes.set_ylim(lowest, 2.6)
+    axes.set_xlim(1, count)
+    axes.plot((1, count), (0, 0), color=colours.ink, linewidth=1, clip_on=False)
+    for rank in range(1, count + 1, 1 + count // 20):
+        axes.plot((rank, rank), (0, 0.2), color=colours.ink, linewidth=1, clip_on=False)
+        axes.text(rank, 0.3, str(rank), ha="center", va="bottom", fontsize=8, color=colours.ink)
     reach = min(1 + standing.ranks.critical_difference, count)
-    axes.plot((1, reach), (1.6, 1.6), color=colours.val, linewidth=2)
-    axes.text(1, 1.75, f"critical difference {standing.ranks.critical_difference:.2f} (Nemenyi)", fontsize=8, color=colours.ink)
-    below = -0.35 * (len(bars) + 1)
+    axes.plot((1, reach), (1.5, 1.5), color=colours.val, linewidth=2, clip_on=False)
+    cut = ", longer than the axis" if reach < 1 + standing.ranks.critical_difference else ""
+    told = f"critical difference {standing.ranks.critical_difference:.2f} (Nemenyi){cut}"
+    axes.text(1, 1.7, told, fontsize=8, color=colours.ink)
     for level, bar in enumerate(bars, start=1):
-        axes.plot((ranks[bar[0]] - 0.03, ranks[bar[-1]] + 0.03), (-0.35 * level,) * 2, color=colours.train, linewidth=3)
+        ends = (ranks[bar[0]], ranks[bar[-1]])
+        axes.plot(ends, (-0.4 * level,) * 2, color=colours.train, linewidth=3, solid_capstyle="round", clip_on=False)
     for i, (label, rank) in enumerate(zip(standing.labels, ranks, strict=True)):
         left = i < half
-        y = below - 0.75 * ((i if left else count - 1 - i) + 0.6)
-        edge = 1 - 0.04 * count if left else count + 0.04 * count
-        axes.plot((rank, rank, edge), (0, y, y), color=colours.rule, linewidth=1)
+        y = -0.4 * (len(bars) + 1) - 0.8 * ((i if left else count - 1 - i) + 0.4)
+        edge = 1 - 0.02 * count if left else count + 0.02 * count
+        axes.plot((rank, rank, edge), (0, y, y), color=colours.rule, linewidth=1, clip_on=False, zorder=1)
         side: Any = "right" if left else "left"
         axes.text(edge, y, f" {short(label)} ({rank:.2f}) ", ha=side, va="center", fontsize=8, color=colours.ink)
-    axes.margins(x=0.35)
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from musicnet_eval.leaderboard.text import plain
-from musicnet_eval.report.figures import Palette, blank, quiet
+from musicnet_eval.report.figures import Palette, blank, quiet, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def confusion(row: Row) -> dict[str, Any]:
         return {**told, "why": "Songs carry several labels: a confusion matrix has no meaning here."}
     if not tested:
         return {**told, "why": "No predictions.csv to count."}
-    counts = Counter((plain(one.label), plain(one.predicted)) for one in tested)
+    counts = Counter((plain(one.label), plain(one.predicted) or "nothing") for one in tested)
     classes = _classes(row, counts)
     totals: Counter[str] = Counter()
     for (true, _), count in counts.items():
@@ -54,8 +54,8 @@ def figure(counted: Mapping[str, Any], colours: Palette) -> Figure:
                 colour = colours.train if x == y else colours.val
                 axes.fill_between((x - 0.48, x + 0.48), y - 0.48, y + 0.48, color=colour, alpha=0.7 * share**0.5, linewidth=0)
                 axes.text(x, y, str(songs), ha="center", va="center", fontsize=7, color=colours.ink)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(lines)), [line["class"] for line in lines])
+    axes.set_xticks(range(len(names)), [short(name) for name in names], rotation=90)
+    axes.set_yticks(range(len(lines)), [short(line["class"]) for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.grid(visible=False)

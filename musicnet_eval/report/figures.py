@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,13 @@ class Palette(NamedTuple):
 PAGE = Palette("#010203", "#010204", "#010205", "#010206")
 CSS = Palette("currentColor", "var(--train)", "var(--val)", "var(--rule)")
 PRINT = Palette("#1b1f24", "#0b69b7", "#c2410c", "#c3cad2")
+MOST_LABEL = 48  # letters of a label in a figure
+
+
+def short(label: str) -> str:
+    """Cut a label to what a figure has room for; `$` would begin a formula."""
+    cut = label if len(label) <= MOST_LABEL else label[: MOST_LABEL - 1] + "…"
+    return cut.replace("$", r"\$")
 
 
 def blank(width: float, height: float, **margins: float) -> Figure:
@@ -41,9 +49,9 @@ def blank(width: float, height: float, **margins: float) -> Figure:
 
 def quiet(axes: Axes, colours: Palette, title: str = "", x: str = "", y: str = "") -> Axes:
     """Give axes the look of all figures: no frame, thin guides, small text."""
-    axes.set_title(title, fontsize=9, loc="left", color=colours.ink)
-    axes.set_xlabel(x, fontsize=8, color=colours.ink)
-    axes.set_ylabel(y, fontsize=8, color=colours.ink)
+    axes.set_title(short(title), fontsize=9, loc="left", color=colours.ink)
+    axes.set_xlabel(short(x), fontsize=8, color=colours.ink)
+    axes.set_ylabel(short(y), fontsize=8, color=colours.ink)
     axes.tick_params(which="both", labelsize=8, color=colours.rule, labelcolor=colours.ink)
     axes.grid(color=colours.rule, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -59,7 +67,8 @@ def svg(figure: Figure, alt: str, salt: str) -> Any:
 
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify": True}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify": True}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has its own fonts
         figure.savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()
     text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

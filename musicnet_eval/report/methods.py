@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from musicnet_eval import records
 from musicnet_eval.errors import RecordError
+from musicnet_eval.leaderboard.board import Listed
 from musicnet_eval.leaderboard.text import listing, plain
 
 if TYPE_CHECKING:
@@ -100,38 +101,39 @@ def _any(runs: Sequence[Run], fact: str) -> bool:
 # --- what was found in the data -----------------------------------------------------------------------------------------------
 
 
-def audits(folders: Iterable[Path], tables: Sequence[Table]) -> dict[tuple[str, str], list[str]]:
-    """Read every `audit.json` at or below the folders, and say by table, (data, protocol), what it found."""
-    known = {(table.data, table.protocol) for table in tables}
+def audits(folders: Iterable[Path]) -> tuple[dict[tuple[str, str], list[str]], list[Listed]]:
+    """Read every `audit.json` at or below the folders: what it found, by (data, protocol), and those that cannot be read."""
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    damaged = []
     for folder in folders:
         for here, subfolders, files in os.walk(folder):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             if records.RESULT in files:
                 subfolders.clear()
             elif AUDIT in files:
-                key, told = _audit(Path(here) / AUDIT)
-                if key in known:
+                try:
+                    key, told = _audit(Path(here) / AUDIT)
                     found[key].append(told)
-    return found
+                except (RecordError, KeyError, TypeError, ValueError, OverflowError) as error:
+                    name = plain((Path(here) / AUDIT).relative_to(folder))
+                    why = "not readable JSON" if isinstance(error, RecordError) else f"half-written or foreign ({plain(error)})"
+                    damaged.append(Listed(name, "audit", f"{why}; run musicnet-audit again"))
+    return found, damaged
 
 
 def _audit(path: Path) -> tuple[tuple[str, str], str]:
-    """Say in a sentence what one audit found; of a damaged or foreign file, that it is one, under the name of no table."""
-    try:
-        told = records.read_json(path)
-        leaks, findings = told["leaks"], told["findings"]
-        counts = {name: len(findings[name]) for name in ("duplicates", "groups", "bad_files", "silent", "clipped")}
-        text = (
-            f"Audit of fold {plain(told['fold'])}: {int(told['decoded'])} of {int(told['tracks'])} tracks heard, "
-            f"{float(told['hours']):.1f} h; recordings found twice: {counts['duplicates']}, of which across splits: "
-            f"{int(leaks['duplicates'])}, under differing labels: {int(told['conflicting'])}; groups in several splits: "
-            f"{int(leaks['groups'])}; unusable files: {counts['bad_files']}; partly silent: {counts['silent']}; clipped: "
-            f"{counts['clipped']}. Written {plain(told['written'])}."
-        )
-        return (plain(told["data"]), plain(told["protocol"])), text
-    except (RecordError, KeyError, TypeError, ValueError):
-        return ("", ""), ""
+    """Say in a sentence what one audit found, under its data set and protocol; raises whatever a foreign file makes of it."""
+    told = records.read_json(path)
+    leaks, findings = told["leaks"], told["findings"]
+    counts = {name: len(findings[name]) for name in ("duplicates", "groups", "bad_files", "silent", "clipped")}
+    text = (
+        f"Audit of fold {plain(told['fold'])}: {int(told['decoded'])} of {int(told['tracks'])} tracks heard, "
+        f"{float(told['hours']):.1f} h; recordings found twice: {counts['duplicates']}, of which across splits: "
+        f"{int(leaks['duplicates'])}, under differing labels: {int(told['conflicting'])}; groups in several splits: "
+        f"{int(leaks['groups'])}; unusable files: {counts['bad_files']}; partly silent: {counts['silent']}; clipped: "
+        f"{counts['clipped']}. Written {plain(told['written'])}."
+    )
+    return (plain(told["data"]), plain(told["protocol"])), text
 
 
 def facts(table: Table) -> list[str]:

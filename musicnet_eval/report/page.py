@@ -22,6 +22,18 @@ from musicnet_eval.report.suspects import suspects
 if TYPE_CHECKING:
     from musicnet_eval.leaderboard import Board, Row, Run, Table
 
+PARTS = (  # of a table's section: letter of its anchor, title, and what it shows
+    ("f", "forest plot", "dots"),
+    ("h", "backbone by loss", "grid"),
+    ("p", "cost", "cost"),
+    ("c", "learning curves", "curves"),
+    ("m", "confusion", "confusions"),
+    ("k", "classes", "classes"),
+    ("r", "calibration", "reliability"),
+    ("x", "hardest songs", "hardest"),
+    ("a", "data", "data"),
+    ("w", "methods", "methods"),
+)
 MOST_FIGURES = 40  # configurations that get learning curves and a confusion matrix, over all tables
 
 
@@ -50,11 +62,13 @@ def render(board: Board, folders: Iterable[Path] = ()) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["csp_hash"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
     limit = max(1, MOST_FIGURES // max(1, len(board.tables)))
-    audits = methods.audits(folders, board.tables)
+    audits, damaged = methods.audits(folders)
     return environment.get_template("report.html.jinja").render(
         board=board,
         headings=LINE,
+        parts=PARTS,
         sections=[_section(table, limit, audits.get((table.data, table.protocol), [])) for table in board.tables],
+        listed=[*board.listed(), *([("Audits not readable, left out", damaged)] if damaged else [])],
         standing=_standing(board),
         spectrograms=spectrograms(board),
         suspects=suspects(board),

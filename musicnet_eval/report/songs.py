@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from musicnet_eval.leaderboard.text import plain
-from musicnet_eval.report.figures import PAGE, Palette, blank, quiet, svg
+from musicnet_eval.report.figures import PAGE, Palette, blank, quiet, short, svg
 from musicnet_eval.report.pictures import png
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def by_class(row: Row) -> list[ByClass]:
     names = sorted(true.keys() | said.keys())
     return [
         ByClass(
-            plain(name),
+            plain(name) or "nothing",
             hits[name] / said[name] if said[name] else 0.0,
             hits[name] / true[name] if true[name] else 0.0,
             2 * hits[name] / (said[name] + true[name]),
@@ -70,7 +70,7 @@ def classes_figure(row: Row, colours: Palette) -> Figure:
     axes.barh(places, [one.f1 for one in found], color=colours.train, alpha=0.45, height=0.6)
     axes.plot([one.precision for one in found], places, "|", color=colours.ink, markersize=9, linewidth=0)
     axes.plot([one.recall for one in found], places, "x", color=colours.val, markersize=5, linewidth=0)
-    axes.set_yticks(places, [f"{one.name} ({one.support})" for one in found])
+    axes.set_yticks(places, [f"{short(one.name)} ({one.support})" for one in found])
     axes.set_xlim(0, 1)
     return figure
 
@@ -144,11 +144,12 @@ def hardest(table: Table) -> list[dict[str, Any]]:
     )
     drawn = _drawn(run for row in table.rows for run in row.runs)
     found = []
-    for song in order[:MOST_SONGS]:
+    for place, song in enumerate(order[:MOST_SONGS], start=1):
         instead = Counter(plain(one.predicted) for _, one in heard[song] if one.label != one.predicted)
         image = next((data for folder, file in drawn.get(song, ()) if (data := png(folder, file))), None)
         found.append(
             {
+                "place": place,
                 "song": plain(song),
                 "group": plain(heard[song][0][1].group),
                 "label": plain(heard[song][0][1].label),
