@@ -1,25 +1,34 @@
-"""What a sweep does beyond its runs: tables and a page when its last job ends, and an honest exit code. Layer 6."""
+"""What a sweep does beyond its runs: a plan before, tables and a page at its end, and an honest exit code. Layer 6."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from musicnet_eval import configs, jobs, records
 from musicnet_eval.errors import MusicnetError
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Keys that move runs to another folder: a sweep over one of them has no one folder, and no plan.
+PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "paths.runs"}
 
 
 class SweepTables(Callback):
-    """Write `leaderboard.md`, `leaderboard.csv` and `report.html` into a sweep's folder, and leave with 1 if a run failed.
+    """Say what a sweep is going to do, write its tables and page at the end, and leave with 1 if a run failed.
 
     `train.task` gives None for a run that failed instead of raising, since Hydra 1.3 leaves this callback out after an exception.
+    Jobs of other processes, whose ends are not seen here, are known by the files of their runs.
     """
 
     def __init__(self) -> None:
@@ -27,14 +36,19 @@ class SweepTables(Callback):
         self.jobs = 0
         self.failed = 0
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        del kwargs
+        folder, planned = _folder(config), planned_jobs(config)
+        if folder is None or planned is None:
+            return
+        self.folders.add(folder)
+        print(forecast(folder, planned), flush=True)
+        jobs.plan(folder, planned)
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
-        if config.hydra.mode is not RunMode.MULTIRUN:
-            return
-        given, base = Path(config.hydra.sweep.dir), Path(config.paths.runs)
-        with contextlib.suppress(OmegaConfBaseException):  # a data set without a name: the run itself will say so
-            group = config.hydra.runtime.choices.get("experiment") or config.data.name
-            self.folders.add(given if given != base else base / str(group).replace("/", "_"))
+        if config.hydra.mode is RunMode.MULTIRUN and (folder := _folder(config)) is not None:
+            self.folders.add(folder)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del config, kwargs
@@ -43,12 +57,86 @@ class SweepTables(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         del config, kwargs
+        failed, total = self.failed, self.jobs
         for folder in sorted(self.folders):
-            if folder.is_dir():
+            if _children(folder):
                 _conclude(folder)
-        if self.failed:
-            print(f"{self.failed} of {self.jobs} runs failed; each is named above and under its folder.", file=sys.stderr)
+            if not self.jobs:  # they were other processes'
+                more = unfinished(folder)
+                failed, total = failed + more[0], total + more[1]
+        if failed:
+            print(f"{failed} of {total} runs failed; each is named above and under its folder.", file=sys.stderr)
             raise SystemExit(1)
+
+
+def planned_jobs(config: DictConfig) -> list[list[str]] | None:
+    """List the overrides of each job of a sweep, secrets masked; None where only the sweeper can know them.
+
+    Args:
+        config: The sweep's own config, as Hydra hands it over before the first job.
+    """
+    if OmegaConf.select(config, "hydra.sweeper._target_") != BASIC:
+        return None
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    params = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True) if config.hydra.sweeper.get("params") else {}
+    asked = [f"{key}={value}" for key, value in cast(dict[str, Any], params).items()]
+    asked += cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+    try:
+        parsed = OverridesParser.create().parse_overrides(asked)
+        if any(override.is_sweep_override() and override.get_key_element().lstrip("+~") in PLACES for override in parsed):
+            return None
+        (batch,) = BasicSweeper.split_arguments(parsed, None)
+    except HydraException:  # a sweep over the files of a group, say, which needs more than the words of the command line
+        return None
+    return [configs.overrides_without_secrets(job) for job in batch]
+
+
+def forecast(folder: Path, planned: Sequence[Sequence[str]]) -> str:
+    """Say how many jobs there are, how many of them are done by their overrides, and what the rest may take.
+
+    Time and disk are the means of the whole runs in the folder; where there is none, nothing is said of them.
+    """
+    runs = [run for run in _children(folder) if (run / records.RESULT).is_file()]
+    known = jobs.by_overrides(runs)
+    done = sum(tuple(sorted(job)) in known for job in planned)
+    text = f"sweep: {len(planned)} jobs, {done} of them done already by their overrides"
+    seconds, size = [], 0
+    for run in runs:
+        with contextlib.suppress(MusicnetError, OSError):
+            told = records.read_result(run)["seconds"].get("total")
+            seconds.append(float(told or 0))
+            size += sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+    left = len(planned) - done
+    if not seconds or not left:
+        return text
+    minutes, megabytes = left * sum(seconds) / len(seconds) / 60, left * size / len(seconds) / 1e6
+    return f"{text}; the rest takes about {minutes:.1f} min and {megabytes:.0f} MB if it is like the {len(seconds)} runs here"
+
+
+def unfinished(folder: Path) -> tuple[int, int]:
+    """Count a planned sweep's jobs that have no whole run, and all of its jobs, by the files of their runs."""
+    ledger = jobs.read(folder)
+    if ledger is None:
+        return 0, 0
+    known = jobs.by_overrides(run for run in _children(folder) if (run / records.RESULT).is_file())
+    named = {key: folder / run for key, run in ledger.runs.items()}
+    keys = [tuple(sorted(job)) for job in ledger.jobs]
+    whole = sum(records.state(named[key]) == "done" if key in named else key in known for key in keys)
+    return len(keys) - whole, len(keys)
+
+
+def _folder(config: DictConfig) -> Path | None:
+    """Place a sweep's runs as `train.run_folder` does; None for a data set without a name: the run itself will say so."""
+    with contextlib.suppress(OmegaConfBaseException):
+        given, base = Path(config.hydra.sweep.dir), Path(config.paths.runs)
+        group = config.hydra.runtime.choices.get("experiment") or config.data.name
+        return given if given != base else base / str(group).replace("/", "_")
+    return None
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def _conclude(folder: Path) -> None:

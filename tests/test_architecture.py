@@ -62,6 +62,8 @@ LIGHT = {
     "report",
     "audit",
     "sweep",
+    "status",
+    "jobs",
     "tradition",
     "oneill",
     "embedded",
@@ -159,7 +161,7 @@ def test_docstrings(path: Path) -> None:
             assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report", "audit"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report", "audit", "status"])
 def test_help_is_light(command: str) -> None:
     code = (
         f"import sys, runpy; sys.argv = ['musicnet-{command}', '--help']\n"

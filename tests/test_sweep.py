@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from musicnet_eval import records
+from musicnet_eval.sweep import unfinished
 from tests.conftest import Command
 
 SMALL = (
@@ -52,7 +53,12 @@ def test_two_by_two_on_the_embedded_data(
     assert states == {"done": 2, "failed": 2}
     shown = capsys.readouterr()
     assert "2 of 4 runs failed" in shown.err
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {"leaderboard.md", "leaderboard.csv", "report.html"}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
+        *("leaderboard.md", "leaderboard.csv", "report.html", "sweep.jsonl")
+    }
+    assert "sweep: 4 jobs, 0 of them done already" in shown.out
+    # What other processes would have to go by, the files, tells the same as what was counted here.
+    assert unfinished(folder) == (2, 4)
     table = (folder / "leaderboard.md").read_text()
     assert "not mended yet" in table
     failed = next(folder.rglob("failed.json"))
@@ -63,7 +69,11 @@ def test_two_by_two_on_the_embedded_data(
     assert train(*sweep) == 0
     assert len(written) == 2
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())
-    assert capsys.readouterr().out.count("done already") == 2
+    told = capsys.readouterr().out
+    assert told.count("done already: ") == 2
+    assert "sweep: 4 jobs, 2 of them done already by their overrides; the rest takes about" in told
+    assert "the 2 runs here" in told
+    assert unfinished(folder) == (0, 4)
     assert {records.state(run) for run in records.find_runs([folder])} == {"done"}
     assert not list(folder.rglob("failed.json"))
     with (folder / "leaderboard.csv").open(newline="") as file:

@@ -1,0 +1,348 @@
+"""How the runs at or below a folder stand: `musicnet-status`. Layer 6; imports no torch.
+
+It reads files alone (`status.json`, `result.json`, `failed.json`, `metrics.csv`, `sweep.jsonl`), so it works from another
+terminal and, on a shared disk, from another host; nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from musicnet_eval import jobs, records
+from musicnet_eval.errors import MusicnetError, RecordError
+
+DEAD_MINUTES = 10.0
+LOSS = "train/segment/loss"
+STATES = ("done", "running", "dead", "interrupted", "failed", "missing", "unknown")
+COLOURS = {"done": "green", "running": "cyan", "dead": "red", "failed": "red", "interrupted": "yellow", "missing": "dim"}
+HEADINGS = ("run", "state", "epoch", "left", "train loss", "val", "heartbeat", "what happened")
+DESCRIPTION = """\
+Show how the runs of a sweep stand, also while it runs and from another terminal.
+
+Reads the files of every run at or below each DIR, and the list of jobs that a sweep leaves there
+(sweep.jsonl); writes nothing."""
+EPILOG = """\
+states:
+  done         result.json is there
+  running      with its epoch, the time left by the epochs so far, and the age of its last heartbeat
+  dead         says running, but its last heartbeat is older than --dead-after minutes and its process is gone;
+               of a run on another host nobody here knows: it stays running, with the age of its heartbeat
+  interrupted  stopped by Ctrl-C or SIGTERM; asked for again it goes on
+  failed       with the first line of its error; failed.json holds the rest
+  missing      planned by the latest sweep in its folder, not begun; named by its overrides
+  unknown      status.json is damaged
+
+columns:
+  epoch        epochs begun / epochs to do
+  left         time of the epochs that are left; validation included, test not
+  train loss   of the last whole epoch
+  val          the monitored metric, of the last whole epoch
+
+examples:
+  musicnet-status                              # all below runs/
+  musicnet-status runs/tradition --watch       # renewed every 5 seconds until nothing is running or missing
+  musicnet-status runs/tradition --format json
+
+exit codes:
+  0    shown, and no run has failed or is dead
+  1    a run has failed or is dead
+  2    a DIR that does not exist, or holds neither run nor sweep
+  130  Ctrl-C while watching"""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one run, or one job that has no run yet, stands.
+
+    Args:
+        run: Path of its folder; the overrides of a job that has none.
+        state: One of `STATES`.
+        epoch: The epoch it is in, from 0.
+        epochs: Epochs to do.
+        eta_seconds: Time of the epochs that are left, seconds.
+        loss: Training loss of the last whole epoch.
+        monitor: Name of the monitored metric.
+        value: Its value in the last whole epoch.
+        heartbeat_seconds: Age of the last sign of life, seconds.
+        attempt: How many times it was begun.
+        message: First line of the error, or where a run is running.
+    """
+
+    run: str
+    state: str
+    epoch: int | None = None
+    epochs: int | None = None
+    eta_seconds: float | None = None
+    loss: float | None = None
+    monitor: str | None = None
+    value: float | None = None
+    heartbeat_seconds: float | None = None
+    attempt: int | None = None
+    message: str = ""
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------------
+
+
+def collect(folders: Iterable[Path], dead_minutes: float = DEAD_MINUTES, now: datetime | None = None) -> list[Standing]:
+    """Read how every run at or below the folders stands, and which jobs of their sweeps have no run yet.
+
+    Args:
+        folders: Run folders, or folders above them.
+        dead_minutes: Age of a heartbeat from which a run is looked at closely, minutes.
+        now: The present time.
+
+    Raises:
+        RecordError: A folder does not exist.
+    """
+    given, moment = list(folders), now or datetime.now(UTC)
+    found = records.find_runs(given)
+    shown = [_standing(run, moment, dead_minutes) for run in found]
+    ledgers = sorted({path.parent.resolve() for folder in given for path in folder.rglob(jobs.LEDGER)})
+    for ledger in filter(None, map(jobs.read, ledgers)):
+        known = jobs.by_overrides(run for run in found if run.parent == ledger.folder)
+        shown += [Standing(run=" ".join(job), state="missing") for job in ledger.unbegun(known)]
+    return shown
+
+
+def _standing(run: Path, now: datetime, dead_minutes: float) -> Standing:
+    state = records.state(run)
+    status = _read(run / records.STATUS)
+    try:
+        rows = records.read_curves(run)
+    except RecordError:
+        rows = []
+    heartbeat = _age(status.get("heartbeat"), now)
+    message = ""
+    if state == "failed":
+        message = str(_read(run / records.FAILED).get("error", ""))
+    elif state == "running":
+        message = f"{status.get('host', '?')}, process {status.get('pid', '?')}"
+        if (heartbeat is None or heartbeat > 60 * dead_minutes) and _gone(status):
+            state = "dead"
+    monitor = _monitor(run) if rows else None
+    return Standing(
+        run=str(run),
+        state=state,
+        epoch=_whole(status.get("epoch")),
+        epochs=_whole(status.get("epochs")),
+        eta_seconds=_eta(status, now) if state == "running" else None,
+        loss=_last(rows, LOSS),
+        monitor=monitor,
+        value=_last(rows, monitor) if monitor else None,
+        heartbeat_seconds=heartbeat,
+        attempt=_whole(status.get("attempt")),
+        message=message,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return records.read_json(path)
+    except RecordError:
+        return {}
+
+
+def _age(told: Any, now: datetime) -> float | None:
+    try:
+        return max(0.0, (now - datetime.fromisoformat(str(told))).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _gone(status: Mapping[str, Any]) -> bool:
+    """Say whether this host has no process of the run's number any more; of another host's nothing is known."""
+    number = _whole(status.get("pid"))
+    if status.get("host") != socket.gethostname() or number is None or number <= 0:
+        return False
+    try:
+        os.kill(number, 0)
+    except PermissionError:
+        return False  # someone else's process
+    except (OSError, OverflowError):
+        return True
+    return False
+
+
+def _eta(status: Mapping[str, Any], now: datetime) -> float | None:
+    """Give the time of the epochs that are left, by the mean of this attempt's whole epochs."""
+    epoch, epochs, each = _whole(status.get("epoch")), _whole(status.get("epochs")), status.get("seconds_per_epoch")
+    if epoch is None or epochs is None or epochs < 0 or not isinstance(each, (int, float)):
+        return None
+    spent = min(_age(status.get("epoch_started"), now) or 0.0, float(each))
+    return max(0.0, (epochs - epoch) * float(each) - spent)
+
+
+def _monitor(run: Path) -> str | None:
+    """Give the monitored metric by the line of `config.yaml` that names it: to read YAML whole takes a hundred times as long."""
+    try:
+        with (run / records.CONFIG).open(encoding="utf8") as file:
+            found = next((line for line in file if line.startswith("monitor:")), None)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found.partition(":")[2].strip().strip("'\"") if found else None
+
+
+def _last(rows: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return next((row[name] for row in reversed(rows) if name in row), None)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------------
+
+
+def cells(standing: Standing) -> tuple[str, ...]:
+    """Write a run's standing for reading, one text under each of `HEADINGS`."""
+    s = standing
+    epoch = "" if s.epoch is None else f"{s.epoch + 1}/{'?' if s.epochs is None else s.epochs}"
+    value = "" if s.value is None else f"{s.value:.3f}"
+    beat = f"{_duration(s.heartbeat_seconds)} ago" if s.state in ("running", "dead") and s.heartbeat_seconds is not None else ""
+    return (s.run, s.state, epoch, _duration(s.eta_seconds), "" if s.loss is None else f"{s.loss:.4g}", value, beat, s.message)
+
+
+def counted(shown: Sequence[Standing]) -> str:
+    """Say how many runs stand how: `3 done, 1 running`."""
+    counts = Counter(standing.state for standing in shown)
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _printable(text: str) -> str:
+    """Make control characters visible: an error or a folder's name may come from anywhere."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def _nearer(shown: Sequence[Standing], folders: Sequence[Path]) -> list[Standing]:
+    """Name runs from the one folder that was given."""
+    root = str(folders[0].resolve()) + os.sep if len(folders) == 1 else ""
+    return [Standing(**{**asdict(standing), "run": standing.run.removeprefix(root)}) for standing in shown]
+
+
+def _table(shown: Sequence[Standing]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, caption=counted(shown), caption_justify="left", header_style="bold")
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold", justify="right" if heading in HEADINGS[2:7] else "left")
+    for standing in shown:
+        texts = [Text(_printable(cell)) for cell in cells(standing)]
+        texts[1].stylize(COLOURS.get(standing.state, ""))
+        table.add_row(*texts)
+    return table
+
+
+def lines(shown: Sequence[Standing]) -> list[str]:
+    """Write one plain line a run, and one that counts them."""
+    told = []
+    for standing in shown:
+        name, *rest = map(_printable, cells(standing))
+        told.append(
+            f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADINGS[1:], rest, strict=True) if cell.strip())
+        )
+    return [*told, counted(shown)]
+
+
+# --- the command --------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `musicnet-status` and give its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        shown = collect(options.folders, options.dead_after)
+        if not shown:
+            where = ", ".join(f"'{folder}'" for folder in options.folders)
+            raise RecordError(f"no run and no sweep at or below {where}. Give a folder that musicnet-train has written.")
+        if options.watch is None:
+            _show(shown, options)
+        else:
+            shown = _watch(shown, options)
+    except MusicnetError as error:
+        print(f"musicnet-status: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return int(any(standing.state in ("failed", "dead") for standing in shown))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "musicnet-status", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    folders = "run folders, or folders above them; default: runs"
+    parser.add_argument("folders", metavar="DIR", nargs="*", type=Path, default=[Path("runs")], help=folders)
+    watch = "renew every so many seconds until nothing is running or missing; default: 5; plain lines where there is no terminal"
+    parser.add_argument("--watch", metavar="SECONDS", nargs="?", type=_positive, const=5.0, help=watch)
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    dead = f"age of a heartbeat from which a run may be dead; default: {DEAD_MINUTES:g}"
+    parser.add_argument("--dead-after", metavar="MINUTES", type=_positive, default=DEAD_MINUTES, help=dead)
+    return parser
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 10**6:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
+    return value
+
+
+def _show(shown: Sequence[Standing], options: argparse.Namespace) -> None:
+    if options.format == "json":
+        print(json.dumps([asdict(standing) for standing in shown], indent=1), flush=True)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(_table(_nearer(shown, options.folders)))
+    else:
+        print("\n".join(lines(_nearer(shown, options.folders))), flush=True)
+
+
+def _watch(shown: list[Standing], options: argparse.Namespace) -> list[Standing]:
+    """Show again and again until nothing is left to wait for; on a terminal in place."""
+    if options.format == "json" or not sys.stdout.isatty():
+        _show(shown, options)
+        while _waiting(shown):
+            time.sleep(options.watch)
+            shown = collect(options.folders, options.dead_after)
+            _show(shown, options)
+        return shown
+    from rich.live import Live
+
+    with Live(_table(_nearer(shown, options.folders)), auto_refresh=False) as live:
+        while _waiting(shown):
+            time.sleep(options.watch)
+            shown = collect(options.folders, options.dead_after)
+            live.update(_table(_nearer(shown, options.folders)), refresh=True)
+    return shown
+
+
+def _waiting(shown: Sequence[Standing]) -> bool:
+    return any(standing.state in ("running", "missing") for standing in shown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
