@@ -51,7 +51,7 @@ def cost(network: nn.Module, image_shape: tuple[int, int, int], device: torch.de
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold its own graph alive for ever
 
     training = [module for module in network.modules() if module.training]
     network.eval()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,26 @@ def test_counting_changes_nothing() -> None:
     assert [module.training for module in network.modules()] == modes
     assert torch.get_rng_state().equal(state)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class Exponential(nn.Module):
+    """A layer that keeps its own output for the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        output = (image * self.weight).exp()
+        self.seen = weakref.ref(output)
+        return output
+
+
+def test_counting_holds_nothing_afterwards() -> None:
+    network = Exponential()
+    cost(network, (1, 8, 8))
+    gc.collect()
+    assert network.seen() is None
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "stats_linear", "torchvision/squeezenet1_1"])
