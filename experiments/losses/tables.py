@@ -1,7 +1,7 @@
 """The loss study's tables and figure, from run folders: `results.csv`, `differences.png` and the middle of `README.md`.
 
-Scores that are means over songs (accuracy, macro F1, log loss) are compared by the leaderboard's own test, for new seeds and new
-groups of songs. Calibration error and train-test gap are not; they are compared seed by seed, on these test songs.
+Scores that are means over songs (accuracy, macro F1, log loss) are compared for new seeds and new groups of songs. Calibration
+error and train-test gap are not; they are compared for new seeds alone, on these test songs. All differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import csv
 import io
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from musicnet_eval import leaderboard, records, significance
+from musicnet_eval import records, significance
+from musicnet_eval.leaderboard import values
 
 CONDITIONS = {
     (None, None): "clean",
@@ -42,6 +43,7 @@ LOSSES = {  # choice of loss, balance_factor → name
 BASELINE = "cross_entropy"
 BY_SONG = ("test/song/accuracy", "test/song/f1_macro", "test/song/log_loss")
 BY_SEED = ("test/song/ece", "gap/segment/accuracy")
+GIVEN_UP, AREA = "classes given up", "label trust AUROC"
 BEGIN, END = "<!-- tables: written by tables.py -->", "<!-- end of tables -->"
 
 Runs = dict[str, dict[str, dict[int, Path]]]  # condition → loss → seed → run folder
@@ -98,6 +100,7 @@ def lines(runs: Runs) -> list[Line]:
             p = significance.holm(np.array([line.p for line in told if line.p is not None]))
             corrected = iter(p.tolist())
             found += [line if line.p is None else line._replace(p_holm=next(corrected)) for line in told]
+        found += [_line(condition, name, GIVEN_UP, [_given_up(run) for run in losses[name].values()]) for name in losses]
     return found + [line for condition in runs for line in _label_trust(condition, runs[condition])]
 
 
@@ -105,31 +108,56 @@ def _values(losses: Mapping[str, dict[int, Path]], name: str, metric: str, seeds
     return [records.read_result(losses[name][seed])["metrics"][metric] for seed in seeds or losses[name]]
 
 
-def _line(condition: str, name: str, metric: str, values: list[float]) -> Line:
-    sd = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return Line(condition, name, metric, len(values), statistics.fmean(values), sd)
+def _line(condition: str, name: str, metric: str, numbers: Sequence[float]) -> Line:
+    sd = statistics.stdev(numbers) if len(numbers) > 1 else float("nan")
+    return Line(condition, name, metric, len(numbers), statistics.fmean(numbers), sd)
 
 
 def _by_song(condition: str, name: str, metric: str, losses: Mapping[str, dict[int, Path]]) -> Line:
-    """Compare by the leaderboard of just these two rows: seeds and groups of songs are both a draw from many."""
+    """Compare seed by seed and song by song; seeds and groups of songs are both a draw from many.
+
+    The differences make one row, tested against a row of zeros: a seed is one training set, order and start for all losses.
+    """
     line = _line(condition, name, metric, _values(losses, name, metric))
     if name == BASELINE:
         return line
-    folders = [*(losses[BASELINE][seed] for seed in losses[name]), *losses[name].values()]
-    (table,) = leaderboard.collect(folders, metric, baseline={"loss": BASELINE}).tables
-    (told,) = (row.comparison for row in table.rows if row.comparison)
-    return line._replace(difference=told.difference, low=told.low, high=told.high, p=told.p)
+    own, base = (np.stack([_songs(losses[loss][seed], metric) for seed in losses[name]]) for loss in (name, BASELINE))
+    groups, at = np.unique(_groups(next(iter(losses[name].values()))), return_inverse=True)
+    member = np.eye(len(groups))[at] * len(groups) / len(at)
+    rows = [significance.parts(scores @ member, member.sum(axis=0)) for scores in (own - base, np.zeros_like(own))]
+    found = significance.pairs(rows)
+    difference, wide, p = (float(matrix[0, 1]) for matrix in (found.difference, found.half_width(), found.p))
+    return line._replace(difference=difference, low=difference - wide, high=difference + wide, p=p)
+
+
+def _songs(run: Path, metric: str) -> np.ndarray:
+    """Give a metric's value of each test song, in the order of their names."""
+    classes = records.read_result(run)["facts"]["classes"]
+    return values.of(metric, _tested(run), classes, several=False)
+
+
+def _given_up(run: Path) -> int:
+    """Count the classes that a run says of no test song."""
+    return len(records.read_result(run)["facts"]["classes"]) - len({row.predicted for row in _tested(run)})
+
+
+def _groups(run: Path) -> list[str]:
+    return [row.group for row in _tested(run)]
+
+
+def _tested(run: Path) -> list[records.Prediction]:
+    return sorted((row for row in records.read_predictions(run) if row.split == "test"), key=lambda row: row.song)
 
 
 def _by_seed(condition: str, name: str, metric: str, losses: Mapping[str, dict[int, Path]]) -> Line:
     """Compare seed by seed (Student's t), on these test songs."""
-    values, base = _values(losses, name, metric), _values(losses, BASELINE, metric, losses[name])
-    line = _line(condition, name, metric, values)
-    if name == BASELINE or len(values) < 2:
+    own, base = _values(losses, name, metric), _values(losses, BASELINE, metric, losses[name])
+    line = _line(condition, name, metric, own)
+    if name == BASELINE or len(own) < 2:
         return line
-    differences = np.subtract(values, base)
+    differences = np.subtract(own, base)
     mean, error = float(differences.mean()), float(stats.sem(differences))
-    wide = error * float(stats.t.ppf(0.975, len(values) - 1))
+    wide = error * float(stats.t.ppf(0.975, len(own) - 1))
     p = float(stats.ttest_1samp(differences, 0).pvalue) if error > 1e-12 else 1.0
     return line._replace(difference=mean, low=mean - wide, high=mean + wide, p=p)
 
@@ -143,7 +171,7 @@ def _label_trust(condition: str, losses: Mapping[str, dict[int, Path]]) -> list[
     for name, seeds in losses.items():
         ranked = [_ranked(run) for run in seeds.values() if (run / records.PLANTED).exists()]
         if ranked and all(wrong.any() for _, _, wrong in ranked):
-            line = _line(condition, name, "label trust AUROC", [_auroc(trust, wrong) for _, trust, wrong in ranked])
+            line = _line(condition, name, AREA, [_auroc(trust, wrong) for _, trust, wrong in ranked])
             low, high = _bootstrap(ranked)
             found.append(line._replace(low=low, high=high))
     return found
@@ -209,32 +237,14 @@ def _markdown(told: list[Line]) -> Iterable[str]:
         here = {(line.loss, line.metric): line for line in told if line.condition == condition}
         losses = list(dict.fromkeys(loss for loss, _ in here))
         yield f"### {condition[0].upper()}{condition[1:]}"
-        heads = (
-            "loss",
-            "seeds",
-            "accuracy",
-            "less cross-entropy",
-            "p (Holm)",
-            "macro F1",
-            "log loss",
-            "ECE",
-            "gap",
-            "trust AUROC",
-        )
+        heads = ("loss", "seeds", "accuracy", "less cross-entropy", "p (Holm)")
+        heads += ("macro F1", "log loss", "ECE", "gap", "given up", "trust AUROC")
         rows = [heads, ("---", *["---:"] * (len(heads) - 1))]
         for loss in losses:
             accuracy = here[loss, BY_SONG[0]]
-            others = [_told(here[loss, metric]) for metric in (*BY_SONG[1:], *BY_SEED)]
-            rows.append(
-                (
-                    loss,
-                    str(accuracy.seeds),
-                    f"{accuracy.mean:.3f} ± {accuracy.sd:.3f}",
-                    *_compared(accuracy),
-                    *others,
-                    _area(here, loss),
-                )
-            )
+            row = [loss, str(accuracy.seeds), f"{accuracy.mean:.3f} ± {accuracy.sd:.3f}", *_compared(accuracy)]
+            row += [_told(here[loss, metric]) for metric in (*BY_SONG[1:], *BY_SEED)]
+            rows.append((*row, f"{here[loss, GIVEN_UP].mean:.1f}", _area(here, loss)))
         yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -250,18 +260,21 @@ def _told(line: Line) -> str:
 
 
 def _area(here: Mapping[tuple[str, str], Line], loss: str) -> str:
-    line = here.get((loss, "label trust AUROC"))
+    line = here.get((loss, AREA))
     return "–" if line is None else f"{line.mean:.2f} ({line.low:.2f}–{line.high:.2f})"
 
 
 def _draw(told: list[Line], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shown = [line for line in told if line.metric == BY_SONG[0] and line.difference is not None]
     conditions = list(dict.fromkeys(line.condition for line in shown))
     losses = list(dict.fromkeys(line.loss for line in shown))
     figure = Figure(figsize=(3.2 + 2.3 * len(conditions), 1.2 + 0.27 * len(losses)), layout="constrained", dpi=130)
-    for axes, condition in zip(np.atleast_1d(figure.subplots(1, len(conditions), sharey=True)), conditions, strict=True):
+    for axes, condition in zip(
+        np.atleast_1d(figure.subplots(1, len(conditions), sharey=True, sharex=True)), conditions, strict=True
+    ):
         for line in (line for line in shown if line.condition == condition):
             clear = line.p_holm is not None and line.p_holm < significance.ALPHA
             place = -losses.index(line.loss)
@@ -271,6 +284,7 @@ def _draw(told: list[Line], path: Path) -> None:
         axes.set_title(condition, fontsize=10)
         axes.set_yticks([-i for i in range(len(losses))], [loss.partition(" (")[0] for loss in losses], fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", color="0.9")
         axes.spines[:].set_visible(False)
     figure.supxlabel("song accuracy less that of cross-entropy, 95 % interval; filled: p < .05 after Holm", fontsize=9)
