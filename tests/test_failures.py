@@ -13,6 +13,7 @@ import torch
 from musicnet_eval import records
 from musicnet_eval.failures import is_out_of_memory
 from tests.conftest import TINY, Command, only_run
+from tests.test_resume import STOP
 
 SEEDS = """
 import torch
@@ -147,6 +148,23 @@ def test_halved_equals_asked_for(train: Command, small: list[str], tmp_path: Pat
     assert asked["facts"]["halved"] == {}
     assert halved["config"]["data"]["batch_size"] == 8
     assert train(*hungry, "data.batch_size=8", "run.on_oom=fail", f"hydra.run.dir={tmp_path / 'halved'}") == 0  # the same run
+
+
+def test_a_halved_run_that_is_cut_short_goes_on_halved(
+    train: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not try again what did not fit, and begins no epoch twice but the one that was cut short."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    (tmp_path / "stop.py").write_text(STOP)
+    stopping = ("+callbacks.stop._target_=stop.Stop", "+callbacks.stop.hook=batch_end", "+callbacks.stop.epoch=2")
+    given = (*small, *stopping, "plugins=[hungry,stop]", "backbone=hungry", "run.on_oom=halve_batch", "trainer.max_epochs=3")
+    assert train(*given) == 130
+    assert "tries again" in capsys.readouterr().err
+    assert train(*given) == 0
+    assert "tries again" not in capsys.readouterr().err
+    assert (tmp_path / "epochs").read_text() == "0 0 1 2 2 "  # the first ran out of memory in its first batch
+    facts = records.read_result(only_run(tmp_path / "runs"))["facts"]
+    assert facts["halved"] == {"data.batch_size": 2, "trainer.accumulate_grad_batches": 2}
 
 
 @pytest.mark.parametrize("size", [3, 6, 2])
