@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types bench
+.PHONY: help setup demo test test-fast lint types bench docs
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,3 +37,6 @@ types: setup ## Check types (mypy --strict)
 
 bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (15 minutes)
 	$(BIN)/python experiments/benchmarks/bench.py
+
+docs: setup ## Write docs/backbones.md: what each of timm's families makes of a spectrogram (10 minutes)
+	$(BIN)/python -m experiments.backbones.table
