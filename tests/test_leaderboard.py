@@ -11,7 +11,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -429,16 +428,6 @@ def test_rows_that_all_data_sets_have_are_ranked_over_them(tmp_path, metric):
     for written in (leaderboard.to_markdown(board), leaderboard.to_latex(board)):
         assert "Nemenyi" in written
     assert not leaderboard.collect([tmp_path / run.name for run in tmp_path.iterdir() if "only" in run.name], metric).notes
-
-
-@pytest.mark.slow
-def test_a_thousand_runs_take_less_than_10_seconds(tmp_path):
-    for number in range(334):
-        for seed in range(3):
-            write_run(tmp_path, 150 + number % 100, 300, backbone=f"net{number}", seed=seed, epochs=1)
-    began = time.monotonic()
-    assert len(leaderboard.as_rows(leaderboard.collect([tmp_path]))) == 334
-    assert time.monotonic() - began < 10
 
 
 # --- --by ---------------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import data_path
 import front_ends
 import loss_steps
 import numpy as np
+import reading
 import soundfile
 import torch
 from rich.console import Console
@@ -337,6 +338,8 @@ def main() -> None:
         say("the data side")
         figures += [Figure(**row) for row in data_path.measure(work / "data_side", effort.help_rounds)]
         figures.append(Figure(*loss_steps.measure(rounds=8 * effort.gathers)))
+        say("leaderboard and report over 1,000 runs")
+        figures += [Figure(**row) for row in reading.measure(work / "reading")]
         say("log_mel beside other libraries")
         audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
         figures += [Figure(**row) for row in front_ends.measure(audio, effort.help_rounds)]
