@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types bench docs
+.PHONY: help setup demo test test-fast lint types bench docs browser
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 demo: setup ## Compare three networks and two losses on real music; leaderboard and report (5 minutes after set-up)
 	$(BIN)/musicnet-train experiment=demo
 
-test: setup ## Run every test that CI runs, and print the coverage
+test: setup browser ## Run every test that CI runs, and print the coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 test-fast: setup ## Run the tests that take less than 3 minutes in all
@@ -34,6 +34,13 @@ lint: setup ## Check style and formatting
 
 types: setup ## Check types (mypy --strict)
 	$(BIN)/mypy
+
+browser: ## Get a headless Chromium for the tests of the pages, unless there is one
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable || command -v chrome; } > /dev/null \
+	  && command -v chromedriver > /dev/null; then true; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver > /dev/null; \
+	else echo "The tests open the pages in a browser: install Chromium and chromedriver (Debian, Ubuntu: chromium chromium-driver) on PATH." >&2; exit 2; fi
 
 bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (15 minutes)
 	$(BIN)/python experiments/benchmarks/bench.py

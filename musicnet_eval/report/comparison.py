@@ -58,9 +58,9 @@ def front(points: Sequence[tuple[float, float]], *, lower: bool = False) -> list
 
 def tradeoff(table: Table, colours: Palette) -> Figure | None:
     """Draw score against parameters and against training time, the rows that nothing cheaper beats joined and named by rank."""
-    kinds = [
+    kinds: list[tuple[str, list[tuple[float, Row]]]] = [
         ("parameters", [(float(row.parameters), row) for row in table.rows if row.parameters > 0]),
-        ("seconds of training", [(row.seconds, row) for row in table.rows if (row.seconds or 0) > 0]),
+        ("seconds of training", [(spent, row) for row in table.rows if (spent := row.seconds) and spent > 0]),
     ]
     if len({cost for _, points in kinds for cost, _ in points}) < 2:
         return None
