@@ -241,8 +241,9 @@ def read_result(run: Path) -> RunRecord:
         for name, value in record[field].items():
             if not _is_number(value):
                 raise RecordError(f"'{path}' gives {field} {name!r} as {value!r}, which is no number. Run it again.")
-    if not _is_number(record["facts"].get("temperature")):
-        raise RecordError(f"'{path}' gives the temperature {record['facts']['temperature']!r}, which is no number. Run it again.")
+    for name, value in (("parameters", record["parameters"]), ("temperature", record["facts"].get("temperature"))):
+        if not _is_number(value):
+            raise RecordError(f"'{path}' gives {name} as {str(value)[:40]!r}, which is no number. Run it again.")
     if not all(isinstance(item, str) for item in record["overrides"]):
         raise RecordError(f"'{path}' lists overrides that are not text. It is half-written or foreign; run it again.")
     return cast(RunRecord, record)

@@ -21,7 +21,7 @@ def make_trainer(node: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: Lightning's own; they go before the node's.
 
     Raises:
-        ConfigError: A precision that does not go with float32 images, or for which Lightning would take another.
+        ConfigError: A precision that does not go with float32 images, or for which Lightning would take another; several devices.
     """
     asked = str(node.get("precision") or "32-true")
     if asked in ("16-true", "bf16-true", "64-true"):
@@ -42,6 +42,11 @@ def make_trainer(node: Mapping[str, Any], **arguments: Any) -> Any:
         raise ConfigError(
             f"trainer.precision={asked} does not work here; Lightning would take {trainer.precision}. "
             f"Ask for trainer.precision={trainer.precision}."
+        )
+    if trainer.num_devices * trainer.num_nodes > 1:  # each process would wait for the lock of the one run folder
+        raise ConfigError(
+            f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: one run on several devices is not "
+            "there yet. Use trainer.devices=1; other devices can take other runs of a sweep."
         )
     return trainer
 

@@ -54,6 +54,7 @@ GOOD = ("data=folder", "backbone=stats_linear", *TINY)
         (["loss._target_=no.such.Loss"], "no.such.Loss"),
         (["scheduler.warmup_fraction=2"], "scheduler.warmup_fraction=2"),
         (["trainer.precision=12"], "trainer cannot be made"),
+        (["trainer.devices=2"], "one run on several devices is not there yet. Use trainer.devices=1"),
         (["trainer=gpu"], "trainer cannot be made"),
         (["run.keep_checkpoints=some"], "run.keep_checkpoints='some' must be one of all, best, none"),
         (["monitor=val/song/f2"], "val/song/f2"),

@@ -177,6 +177,7 @@ def test_result_comes_back(tmp_path):
         ("seconds", {"fit": "long"}, "no number"),
         ("overrides", [1], "overrides"),
         ("parameters", "many", "'parameters'"),
+        ("parameters", 10**400, "no number"),
     ],
 )
 def test_a_foreign_or_half_record_is_told_apart(tmp_path, field, value, message):

@@ -316,7 +316,7 @@ def test_200_runs_fit_into_8_megabytes(tmp_path):
     text = write(tmp_path)
     assert len(text.encode()) < 8_000_000
     assert len(figures(text)) == 40
-    assert text.count("Shown for the first 40 of 50 configurations.") == 2
+    assert text.count("Shown for the first 40 of 50 configurations.") == 4  # curves, confusion, classes, calibration
 
 
 def test_command_writes_beside_the_runs_and_prints_the_path(runs, capsys):
