@@ -10,6 +10,10 @@ from musicnet_eval.errors import ConfigError
 REMEDY = "Use a longer data.segment_seconds, more spectrogram.n_mels, spectrogram.size=[224,224], or another backbone."
 
 
+class ScoresError(ConfigError):
+    """A network that takes the image but gives no score for each class: another size of image would not mend that."""
+
+
 def check(name: str, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> None:
     """Send one empty image through, so that a network that cannot take it says so now and in one sentence.
 
@@ -30,7 +34,7 @@ def check(name: str, network: nn.Module, num_classes: int, image_shape: tuple[in
         network.train(was_training)
     if not isinstance(scores, Tensor) or scores.shape != (1, num_classes):
         given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ConfigError(f"backbone={name} gives {given} for one image; it must give [1, {num_classes}] (batch × classes).")
+        raise ScoresError(f"backbone={name} gives {given} for one image; it must give [1, {num_classes}] (batch × classes).")
 
 
 def check_least(name: str, img_size: tuple[int, int], bins: int, frames: int) -> None:

@@ -18,7 +18,7 @@ import timm
 from timm.layers.helpers import to_2tuple
 from torch import nn
 
-from musicnet_eval.backbones.checks import check
+from musicnet_eval.backbones.checks import ScoresError, check
 from musicnet_eval.backbones.resizing import resize_input
 from musicnet_eval.errors import ConfigError, nearest
 from musicnet_eval.weights import offline_advice, weight_file
@@ -91,6 +91,8 @@ def _fitting(name: str, arguments: dict[str, Any], shape: Shape) -> tuple[nn.Mod
         try:
             network = _sized(name, arguments, shape, size, pretrained=False)
             check(name, network, arguments["num_classes"], shape)
+        except ScoresError:
+            raise
         except ConfigError as error:
             refusals.append(error)
         except TypeError:  # an option that it does not know
