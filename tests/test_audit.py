@@ -281,7 +281,8 @@ def test_names_that_break_pages(planted: Planted, capsys: pytest.CaptureFixture[
     assert "\x1b" not in page + capsys.readouterr().out
     assert "caf\\xe9.wav" in page
     shown = [*odd[:2], "caf\\xe9.wav"]
-    assert {f"a/{name}" for name in shown} == {file["id"] for found in record["findings"]["duplicates"] for file in found["files"]}
+    found = {file["id"] for duplicate in record["findings"]["duplicates"] for file in duplicate["files"]}
+    assert found == {f"a/{name}" for name in shown}
     assert "caf\\xe9.wav" in (out / "tracks.csv").read_text(encoding="utf8")
 
 

@@ -78,7 +78,8 @@ def test_resumed_equals_undisturbed(
 PATIENCE = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2", "optimizer.lr=0", "finetune=head")
 PLATEAU = ("optimizer=adam", "scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "optimizer.lr=0.1")
 # The erasing is a library's and draws from torch's global generator.
-ERASE = "+augment.erase={_target_: musicnet_eval.augment.OnImage, module: {_target_: torchvision.transforms.v2.RandomErasing, p: 1}}"
+ERASING = "{_target_: torchvision.transforms.v2.RandomErasing, p: 1}"
+ERASE = f"+augment.erase={{_target_: musicnet_eval.augment.OnImage, module: {ERASING}}}"
 AUGMENT = ("augment=[music_strong,mix_audio,cutmix]", ERASE, "trainer.accumulate_grad_batches=2")
 RECIPES: dict[str, tuple[tuple[str, ...], str, int, str]] = {  # overrides, where it is cut, the epochs that are begun
     "one_cycle": (("optimizer=sgd", "scheduler=one_cycle", "finetune.layer_decay=0.5"), "batch_end", 2, "0 1 2 2 3 "),

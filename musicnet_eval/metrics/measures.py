@@ -213,7 +213,7 @@ def compute(prefix: str, chances: Tensor, labels: Tensor) -> dict[str, Tensor]:
         chances: `[N, C]` probabilities. labels: `[N]` class indices, or `[N, C]` when an item may carry several.
     """
     scored = Scored.of(chances, labels)
-    return {f"{prefix}/{name}": METRICS[name](scored) for name in names(multilabel=scored.multilabel)}
+    return {f"{prefix}/{name}": METRICS[name](scored).float() for name in names(multilabel=scored.multilabel)}
 
 
 def monitorable() -> tuple[str, ...]:
