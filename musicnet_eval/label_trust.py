@@ -46,6 +46,8 @@ class Suspect(NamedTuple):
 class LabelTrust(Callback):
     """Average the trust in each training song's label over the training and write `suspect_labels.csv`, least trusted first.
 
+    Of each epoch it logs `train/song/trust_mean` and `train/song/trust_low`, the share of songs with a trust below one half.
+
     Args:
         pictures: How many of the least trusted songs are drawn, as the network sees them, 0 or more.
         height: Least height of a picture in pixels.
@@ -76,9 +78,12 @@ class LabelTrust(Callback):
         self.epoch.index_add_(0, batch["song"], _row(outputs["scores"], batch["label"], multilabel=facts.multilabel))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
         assert self.epoch is not None
         summed: Tensor = trainer.strategy.reduce(self.epoch, reduce_op="sum")
+        heard = summed[summed[:, -1] > 0]
+        trust = heard[:, -2] / heard[:, -1]
+        pl_module.log("train/song/trust_mean", trust.mean(), sync_dist=True)  # the same in all processes
+        pl_module.log("train/song/trust_low", (trust < 0.5).float().mean(), sync_dist=True)
         self.total = summed.clone() if self.total is None else self.total.to(summed.device) + summed
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

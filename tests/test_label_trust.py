@@ -90,6 +90,12 @@ def test_equals_a_plain_loop_and_draws_the_least_trusted(tones: Path, train: Com
     assert train(*RUN, f"data.root={tones}", "callbacks.label_trust.pictures=2") == 0
     run = only_run(tmp_path)
     check_against_loop(run, [tmp_path / "heard0"])
+    last = [json.loads(line) for line in (tmp_path / "heard0").read_text().splitlines()][-6:]  # an epoch hears each song once
+    ratios = [trust for trust, _, _ in by_plain_loop(last).values()]
+    with (run / "metrics.csv").open(newline="") as file:
+        *_, epoch = csv.DictReader(file)
+    assert float(epoch["train/song/trust_mean"]) == pytest.approx(np.mean(ratios), abs=1e-5)
+    assert float(epoch["train/song/trust_low"]) == pytest.approx(np.mean(np.array(ratios) < 0.5), abs=1e-5)
     rows = read(run)
     assert all(row["label"] != row["instead"] and row["song"].startswith(row["label"]) for row in rows)
     assert [row["picture"] for row in rows] == ["suspect-1.png", "suspect-2.png", "", "", "", ""]
