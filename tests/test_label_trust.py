@@ -224,7 +224,7 @@ def page(folder: Path) -> str:
 
 
 def figures(text: str) -> list[str]:
-    section = text.partition("Labels to listen to")[2].partition("</section>")[0]
+    section = text.rpartition("Labels to listen to")[2].partition("</section>")[0]  # not the list of contents
     return re.findall(r"<figure>.*?</figure>", section, flags=re.DOTALL)
 
 
