@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY) ## Make .venv with everything that the demo and the tests need (2-4 minutes, once)
+setup: $(READY) ## Make .venv with everything that the demo and the tests need (3-5 minutes, once)
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,7 +28,7 @@ test: setup browser ## Run every test that CI runs (15-20 minutes)
 coverage: setup browser ## The same, and print which lines no test reaches (half as long again)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
-test-fast: setup ## Run the tests that take less than 3 minutes in all
+test-fast: setup ## Run the tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 lint: setup ## Check style and formatting
