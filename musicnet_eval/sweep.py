@@ -127,7 +127,7 @@ def unfinished(folder: Path) -> tuple[int, int]:
 
 
 def _folder(config: DictConfig) -> Path | None:
-    """Place a sweep's runs as `train.run_folder` does; None for a data set without a name: the run itself will say so."""
+    """Place a sweep's runs as `plans.run_folder` does; None for a data set without a name: the run itself will say so."""
     with contextlib.suppress(OmegaConfBaseException):
         given, base = Path(config.hydra.sweep.dir), Path(config.paths.runs)
         group = config.hydra.runtime.choices.get("experiment") or config.data.name

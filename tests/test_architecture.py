@@ -44,7 +44,7 @@ def layers() -> dict[str, set[str]]:
     }
 
 
-MAY_IMPORT_HYDRA = {"configs", "train", "sweep"}
+MAY_IMPORT_HYDRA = {"configs", "plans", "sweep", "train", "training"}
 LIGHT = {
     "contracts",
     "errors",
@@ -55,7 +55,9 @@ LIGHT = {
     "environment",
     "weights",
     "configs",
+    "plans",
     "train",
+    "training",
     "evaluate",
     "predict",
     "leaderboard",

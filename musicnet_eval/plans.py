@@ -1,0 +1,124 @@
+"""What is settled before anything heavy is imported: config, split tracks, signature, place. Layer 5; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from musicnet_eval import configs, records, runs
+from musicnet_eval.contracts import Track
+from musicnet_eval.datasets import assign_splits, fingerprint, planted, split_settings
+from musicnet_eval.errors import DataError
+from musicnet_eval.weights import weight_hashes
+
+UNINDEXED = "unindexed"  # stands for the index fingerprint of a run whose data could not be listed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before anything heavy is imported: the config, the split tracks, and the run's name and place."""
+
+    config: dict[str, Any]
+    written: dict[str, Any]  # the same, fit to be written down: no secrets
+    tracks: list[Track]
+    signature: str
+    configuration: str
+    folder: Path
+    choices: dict[str, Any]
+    overrides: list[str]
+    faults: Sequence[planted.Fault] = ()
+
+    @property
+    def title(self) -> str:
+        c = self.choices
+        return f"{c['data']} fold {c['fold']} · {c['backbone']} · {c['loss']} · seed {c['seed']}"
+
+
+def plan(config: DictConfig) -> Plan:
+    """Settle a run's tracks, splits, signature and folder.
+
+    Raises:
+        MusicnetError: The config or the data cannot be used.
+    """
+    plain = configs.resolved(config)
+    configs.check(plain)
+    configs.import_plugins(plain["plugins"])
+    tracks = configs.build(plain["data"]["index"], "data.index")
+    if not isinstance(tracks, list) or not all(isinstance(track, Track) for track in tracks):
+        raise DataError(f"data.index={plain['data']['index'].get('_target_')} must return a list of Track.")
+    settings = split_settings(plain["data"], tracks)
+    plain["data"]["protocol"] = settings["protocol"]
+    split, faults = planted.plant(assign_splits(tracks, **settings), **plain["data"]["plant"])
+    return replace(_named(config, plain, split, fingerprint(split), fingerprint(tracks)), faults=faults)
+
+
+def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split_index: str, index: str) -> Plan:
+    choices = _choices(plain)
+    weights = weight_hashes(plain["backbone"], plain["backbone_options"])
+    signature = records.signature(plain, split_index, weights)
+    written = configs.without_secrets(config)
+    written["data"]["protocol"] = plain["data"]["protocol"]
+    leaf = runs.leaf(choices["backbone"], choices["loss"], choices["seed"], signature)
+    return Plan(
+        config=plain,
+        written=written,
+        tracks=tracks,
+        signature=signature,
+        configuration=records.configuration(plain, index, weights),
+        folder=run_folder(plain, leaf),
+        choices=choices,
+        overrides=configs.overrides_without_secrets(_raw_overrides()),
+    )
+
+
+def unindexed(config: DictConfig) -> Plan:
+    """Name a run whose data cannot be listed, so that its failure has a place."""
+    return _named(config, configs.resolved(config), [], UNINDEXED, UNINDEXED)
+
+
+def _choices(plain: dict[str, Any]) -> dict[str, Any]:
+    picked = HydraConfig.get().runtime.choices
+    return {
+        "data": plain["data"]["name"],
+        "protocol": plain["data"]["protocol"],
+        "fold": plain["data"]["fold"],
+        "spectrogram": picked.get("spectrogram"),
+        "augment": picked.get("augment") or _steps(plain["augment"]),
+        "backbone": plain["backbone"],
+        "loss": picked.get("loss"),
+        "seed": plain["seed"],
+    }
+
+
+def _steps(augment: dict[str, Any]) -> str:
+    """Name an augmentation that was chosen as a list, which Hydra has no name for, by its steps."""
+    if "_target_" in augment:
+        return str(augment["_target_"]).rpartition(".")[2]
+    return "+".join(sorted(name for name, step in augment.items() if step is not None)) or "none"
+
+
+def _raw_overrides() -> list[str]:
+    """List what was typed, `${…}` left as it is: read as attributes, Hydra's list would have secrets filled in."""
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+
+
+def run_folder(plain: dict[str, Any], leaf: str) -> Path:
+    """Place a run: `<runs>/<experiment or data>/<leaf>`, or where `hydra.run.dir` or `hydra.sweep.dir` say."""
+    settings = HydraConfig.get()
+    base = Path(plain["paths"]["runs"])
+    if settings.mode is RunMode.MULTIRUN:
+        given = Path(settings.sweep.dir)
+        return (given if given != base else base / group_name(plain)) / leaf
+    given = Path(settings.run.dir)
+    return given if given != base else base / group_name(plain) / leaf
+
+
+def group_name(plain: Any) -> str:
+    """Name the folder that runs of one kind share: the experiment, or the data set."""
+    return str(HydraConfig.get().runtime.choices.get("experiment") or plain["data"]["name"]).replace("/", "_")

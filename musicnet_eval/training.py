@@ -1,0 +1,146 @@
+"""One run's training: build data, model and trainer, fit, test the best epoch, make the record. Layer 6.
+
+Heavy imports happen inside: who has nothing to train pays for none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zipfile
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from musicnet_eval import configs, environment, records, runs
+from musicnet_eval.contracts import RunRecord
+from musicnet_eval.datasets import overlapping_groups
+from musicnet_eval.plans import Plan
+
+
+def fit(planned: Plan) -> RunRecord:
+    """Build everything, train, test the best epoch, and give the record."""
+    clock, started = [time.perf_counter()], records.now()
+    from musicnet_eval.evaluate import calibrate, load_weights, quiet, score
+    from musicnet_eval.failures import halved
+    from musicnet_eval.trainers import make_trainer
+    from musicnet_eval.tuning import tune
+
+    quiet()
+    data, model, trainer, watching = _build(planned)
+    tuned = tune(planned.config["tune"], model, data, partial(make_trainer, planned.config["trainer"]), planned.folder)
+    clock.append(time.perf_counter())
+    last = runs.last_checkpoint(planned.folder)
+    if last.is_file() and not zipfile.is_zipfile(last):
+        print(f"{last} is damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
+        last.unlink()
+    if last.is_file():
+        print(f"goes on from {last}", flush=True)
+    trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    clock.append(time.perf_counter())
+    metrics = dict(model.last_training)
+    load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
+    if model.calibration != "none":
+        metrics |= calibrate(trainer, model, data)
+    found, predictions = score(trainer, model, data)
+    clock.append(time.perf_counter())
+    metrics |= found
+    for name, sign in (("accuracy", 1), ("log_loss", -1)):
+        metrics[f"gap/segment/{name}"] = sign * (metrics[f"train/segment/{name}"] - metrics[f"test/segment/{name}"])
+    records.write_predictions(planned.folder, predictions, data.facts.classes)
+    _keep(planned.folder, planned.config["run"]["keep_checkpoints"])
+    throughput: dict[str, float] = {}
+    for watcher in watching:
+        throughput |= watcher.result() if hasattr(watcher, "result") else {}
+    names = ("setup", "fit", "test")
+    seconds = {name: round(after - before, 3) for name, before, after in zip(names, clock, clock[1:], strict=False)}
+    return RunRecord(
+        schema=records.SCHEMA,
+        status="done",
+        signature=planned.signature,
+        configuration=planned.configuration,
+        choices=planned.choices,
+        overrides=planned.overrides,
+        config=planned.written,
+        facts=_facts(planned, data, model, trainer) | {"tuned": tuned, "halved": halved(planned.folder)},
+        metrics=metrics,
+        parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
+        seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
+        throughput=throughput,
+        hardware=environment.hardware(str(trainer.strategy.root_device)),
+        versions=environment.versions(),
+        git=environment.git(),
+        started=started,
+        finished=records.now(),
+    )
+
+
+def _facts(planned: Plan, data: Any, model: Any, trainer: Any) -> dict[str, Any]:
+    """Say what the data was, and what became of the network beside its numbers."""
+    return {
+        **asdict(data.facts),
+        "tracks": data.count_tracks(),
+        "bad_tracks": data.bad_tracks,
+        "band_statistics": data.band_statistics,
+        "temperature": model.temperature,
+        "resized_to": model.resized_to,
+        "trainable_parameters": model.trained_parameters(trainer.current_epoch),
+        "leaky": bool(overlapping_groups(planned.tracks)),
+        "planted": dict(Counter(fault.fault for fault in planned.faults)),
+    }
+
+
+def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
+    """Build data, model and trainer, and the callbacks that the config adds."""
+    import lightning
+    import torch
+
+    from musicnet_eval import callbacks, failures, summary
+    from musicnet_eval.trainers import check_monitor, make_trainer
+
+    config = planned.config
+    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    check_monitor(config["monitor"], config["monitor_mode"], sweeping=sweeping)
+    if config["num_threads"]:
+        torch.set_num_threads(config["num_threads"])
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
+    data.setup()
+    model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
+    watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
+    fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder), summary.RunSummary()]
+    fixed.append(failures.FiniteLoss(planned.folder, config["monitor"]))
+    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], watching)
+    if sys.stderr.isatty():
+        fixed.append(callbacks.Progress())
+    trainer = make_trainer(
+        config["trainer"],
+        callbacks=[*fixed, *watching],
+        logger=_loggers(planned),
+        plugins=[callbacks.AtomicCheckpoints()],
+        default_root_dir=str(planned.folder),
+        enable_checkpointing=True,
+    )
+    return data, model, trainer, watching
+
+
+def _loggers(planned: Plan) -> Any:
+    made = []
+    for name, node in planned.config["logger"].items():
+        extra = {"id": planned.signature, "name": planned.title} if name == "wandb" else {}
+        logger = configs.build(node, f"logger.{name}", **extra)
+        logger.log_hyperparams(planned.written)
+        made.append(logger)
+    return made or False
+
+
+def _keep(folder: Path, keep: str) -> None:
+    if keep != "all":
+        (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    if keep == "none":
+        (folder / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
