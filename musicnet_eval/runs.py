@@ -100,7 +100,8 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
 def start_over(folder: Path) -> None:
     """Remove what an attempt has left to go on from."""
     (folder / records.METRICS).unlink(missing_ok=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", records.LOGS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _earlier(folder: Path) -> dict[str, Any]:

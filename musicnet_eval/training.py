@@ -130,9 +130,14 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
 
 
 def _loggers(planned: Plan) -> Any:
+    """Make the loggers that the config names; one that says `_partial_: true` is told which run it logs."""
     made = []
     for name, node in planned.config["logger"].items():
-        extra = {"id": planned.signature, "name": planned.title} if name == "wandb" else {}
+        if node is None:
+            continue
+        extra: dict[str, Any] = {"run": planned} if node.get("_partial_") else {}
+        if name == "wandb":
+            extra |= {"id": planned.signature, "name": planned.title}
         logger = configs.build(node, f"logger.{name}", **extra)
         logger.log_hyperparams(planned.written)
         made.append(logger)
