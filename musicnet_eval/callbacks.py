@@ -140,6 +140,9 @@ class Throughput(Callback):
             front = self._front_end(trainer) - self._front
             self.epochs.append((self._count, time.perf_counter() - self._began, front, self._steps))
             self._count = 0
+            told = {f"throughput/{name}": value for name, value in _shares(self.epochs[-1:]).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics({**told, "epoch": trainer.current_epoch}, trainer.global_step - 1)  # as Lightning counts
 
     @staticmethod
     def _front_end(trainer: Trainer) -> float:
@@ -148,12 +151,16 @@ class Throughput(Callback):
 
     def result(self) -> dict[str, float]:
         """Give `train_segments_per_second` and the shares of its time, or nothing when no epoch was finished."""
-        counted = self.epochs[1:] or self.epochs
-        if not counted:
-            return {}
-        count, seconds, front, steps = (sum(column) for column in zip(*counted, strict=True))
-        shares = {"front_end_share": front / seconds, "step_share": steps / seconds}
-        return {"train_segments_per_second": count / seconds, "data_share": 1 - sum(shares.values()), **shares}
+        return _shares(self.epochs[1:] or self.epochs)
+
+
+def _shares(epochs: Sequence[tuple[int, float, float, float]]) -> dict[str, float]:
+    """Give the segments a second of some epochs, and where their time went."""
+    if not epochs:
+        return {}
+    count, seconds, front, steps = (sum(column) for column in zip(*epochs, strict=True))
+    shares = {"front_end_share": front / seconds, "step_share": steps / seconds}
+    return {"train_segments_per_second": count / seconds, "data_share": 1 - sum(shares.values()), **shares}
 
 
 class Pictures(Callback):

@@ -282,6 +282,19 @@ class MusicDataModule(lightning.LightningDataModule):
         images = self.middles([first[name] for name in sorted(first)], device)
         return [(name, self.tracks[first[name]].id, image) for name, image in zip(sorted(first), images, strict=True)]
 
+    def clip(self, track: int, seconds: float) -> NDArray[np.int16]:
+        """Give the middle of a track as it was decoded, `[T]`, or `[T, 2]` with `data.channels=2`; shorter where the track is.
+
+        Args:
+            track: Its place in the data set's list.
+            seconds: How much of it at most.
+        """
+        song = next(song for split in SPLITS for song in self._songs[split] if song.index == track)
+        length = min(song.length, round(seconds * self.sample_rate))
+        audio = np.zeros((length, *(2,) * (self.channels == 2)), dtype=np.int16)
+        read_pcm(song.pcm, (song.length - length) // 2, audio)
+        return audio
+
     def middles(self, tracks: Sequence[int], device: torch.device) -> Tensor:
         """Give the image of the middle of each track, `[S, K, F, N]`, by its place in the data set's list."""
         songs = {song.index: song for split in SPLITS for song in self._songs[split]}

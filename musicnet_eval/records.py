@@ -66,6 +66,7 @@ LOOKING_CALLBACKS = (
     "musicnet_eval.callbacks.Pictures",
     "musicnet_eval.callbacks.Throughput",
     "musicnet_eval.label_trust.LabelTrust",
+    "musicnet_eval.wandb_logger.Histograms",
     "lightning.pytorch.callbacks.LearningRateMonitor",
 )
 

@@ -135,6 +135,11 @@ def update_status(folder: Path, **fields: Any) -> None:
     records.write_json(folder / records.STATUS, {**status, **fields, "heartbeat": records.now()})
 
 
+def is_ours(folder: Path) -> bool:
+    """Say whether the folder's present attempt is this process's: another one may have begun since its lock was free."""
+    return (folder / records.STATUS).exists() and _earlier(folder).get("pid") == os.getpid()
+
+
 def finish(folder: Path, record: RunRecord) -> None:
     """Write the record of a whole run, and take back an earlier failure."""
     records.write_json(folder / records.RESULT, record)

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import configs, jobs, records, runs
+from musicnet_eval import configs, jobs, records, runs, wandb_run
 from musicnet_eval.datasets import planted
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.plans import Plan, plan, unindexed
@@ -31,6 +31,7 @@ def task(config: DictConfig) -> float | None:
     """Do one run as Hydra calls it. In a sweep a failure is recorded and None is given, so that the others go on."""
     sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
     planned: Plan | None = None
+    ended: BaseException | None = None
     try:
         planned = plan(config)
         if sweeping:
@@ -42,11 +43,13 @@ def task(config: DictConfig) -> float | None:
             stored = _stored(planned)
             return _live(planned) if stored is None else stored
     except (KeyboardInterrupt, SystemExit) as stop:
+        ended = stop
         if planned is not None and (planned.folder / records.STATUS).exists():
             runs.interrupt(planned.folder)
             print(f"interrupted: {planned.folder}", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
     except Exception as error:
+        ended = error
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         _record_failure(config, planned, error, sweeping=sweeping)
@@ -54,7 +57,7 @@ def task(config: DictConfig) -> float | None:
             return None
         raise SystemExit(error.exit_code if isinstance(error, MusicnetError) and not sweeping else 1) from None
     finally:
-        _finish_wandb(failed=sys.exc_info()[0] is not None)
+        _finish_wandb(planned, ended)
 
 
 def _stored(planned: Plan) -> float | None:
@@ -131,11 +134,14 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
     print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
 
 
-def _finish_wandb(*, failed: bool) -> None:
-    """End this run's W&B run: without it, the next job of a sweep would log into the same one."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish(exit_code=int(failed))
+def _finish_wandb(planned: Plan | None, ended: BaseException | None) -> None:
+    """End this run's W&B run as the run has ended: without it, the next job of a sweep would log into the same one."""
+    code = 0 if ended is None else 1
+    if isinstance(ended, (KeyboardInterrupt, SystemExit)):
+        code = getattr(ended, "code", None) or 130
+    told = wandb_run.finish(code, f"{type(ended).__name__}: {ended}" if code == 1 else None)
+    if told is not None and planned is not None and runs.is_ours(planned.folder):
+        runs.update_status(planned.folder, wandb=told)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from musicnet_eval import configs, environment, records, runs
+from musicnet_eval import configs, environment, records, runs, wandb_run
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.datasets import overlapping_groups
 from musicnet_eval.plans import Plan
@@ -43,8 +43,8 @@ def fit(planned: Plan) -> RunRecord:
         print(f"goes on from {last}", flush=True)
     trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     clock.append(time.perf_counter())
-    metrics = dict(model.last_training)
-    load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
+    metrics, best = dict(model.last_training), planned.folder / "checkpoints" / "best.ckpt"
+    load_weights(model, best)
     if model.calibration != "none":
         metrics |= calibrate(trainer, model, data)
     found, predictions = score(trainer, model, data)
@@ -53,13 +53,13 @@ def fit(planned: Plan) -> RunRecord:
     for name, sign in (("accuracy", 1), ("log_loss", -1)):
         metrics[f"gap/segment/{name}"] = sign * (metrics[f"train/segment/{name}"] - metrics[f"test/segment/{name}"])
     records.write_predictions(planned.folder, predictions, data.facts.classes)
-    _keep(planned.folder, planned.config["run"]["keep_checkpoints"])
     throughput: dict[str, float] = {}
     for watcher in watching:
         throughput |= watcher.result() if hasattr(watcher, "result") else {}
     names = ("setup", "fit", "test")
     seconds = {name: round(after - before, 3) for name, before, after in zip(names, clock, clock[1:], strict=False)}
-    return RunRecord(
+    more = {"tuned": tuned, "halved": halved(planned.folder), "best_epoch": _epoch_of(best), "wandb": wandb_run.told()}
+    record = RunRecord(
         schema=records.SCHEMA,
         status="done",
         signature=planned.signature,
@@ -67,7 +67,7 @@ def fit(planned: Plan) -> RunRecord:
         choices=planned.choices,
         overrides=planned.overrides,
         config=planned.written,
-        facts=_facts(planned, data, model, trainer) | {"tuned": tuned, "halved": halved(planned.folder)},
+        facts=_facts(planned, data, model, trainer) | more,
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
@@ -78,6 +78,18 @@ def fit(planned: Plan) -> RunRecord:
         started=started,
         finished=records.now(),
     )
+    for logger in trainer.loggers:
+        if hasattr(logger, "conclude"):
+            logger.conclude(record, data)
+    _keep(planned.folder, planned.config["run"]["keep_checkpoints"])
+    return record
+
+
+def _epoch_of(checkpoint: Path) -> int:
+    """Give the epoch, from 0, of a checkpoint's weights."""
+    import torch
+
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"])
 
 
 def _facts(planned: Plan, data: Any, model: Any, trainer: Any) -> dict[str, Any]:
@@ -136,8 +148,6 @@ def _loggers(planned: Plan) -> Any:
         if node is None:
             continue
         extra: dict[str, Any] = {"run": planned} if node.get("_partial_") else {}
-        if name == "wandb":
-            extra |= {"id": planned.signature, "name": planned.title}
         logger = configs.build(node, f"logger.{name}", **extra)
         logger.log_hyperparams(planned.written)
         made.append(logger)

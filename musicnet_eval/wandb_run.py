@@ -1,0 +1,296 @@
+"""One run in Weights & Biases: what its keys are called, and how it begins and ends without ever harming the run. Layer 2.
+
+No torch and no wandb at import: the leaderboard of a sweep and the dashboard read the names below from here. A job is one W&B
+run: id = the run's signature (a resumed run goes on in it), group = the name of the folder that holds its run folder (the sweep),
+job_type = `train`, name = the run's title, tags = its choices. Its config is the run's config without secrets, nested (W&B shows
+`optimizer.lr`), and beside it `signature`, `configuration` (equal for the seeds and folds of one row of the leaderboard: group
+curves by it), `folder`, `git` and `choices.data`, `choices.backbone`, `choices.loss`, `choices.spectrogram`, `choices.augment`,
+`choices.protocol`, `choices.fold`, `choices.seed`.
+
+By epoch (history; x-axis `epoch`, `trainer/global_step` beside it in every row)
+    `train/segment/{loss,accuracy,log_loss}`, `val/segment/*` and `val/song/*` (every metric, as in metrics.csv), `gap/segment/*`
+    (training against validation), `lr`, `train/song/trust_*` (label trust), `throughput/*` (segments a second and where the
+    time went), with `callbacks=[default,histograms]` also `gradients/<layer>` and `weights/<layer>`.
+Summary
+    the last epoch's value of every key above; `best/epoch`, `best/<key>` of the epoch that is tested (`best/val/song/f1_macro`,
+    `best/gap/segment/accuracy`: training against test), `test/<level>/<metric>`, `objective` (what a sweeper is told:
+    the best value of `monitor`), `parameters`, `seconds/{setup,fit,test,total}`, `state` (done, failed, interrupted), `error`.
+After the test (`TABLES`; a chart's table has `_table` behind its name)
+    `test/confusion_matrix`, `test/classes`, `test/predictions`, `test/hardest`, `test/reliability`, `suspect_labels`, `examples`.
+
+What goes wrong in W&B is said on stderr, recorded (`status.json` and the record's facts: `wandb`) and never raised, but for what
+the user wrote wrongly. What it can cost a run is bounded: beginning by `init_seconds` (a server that did not answer is asked
+again by a later run of the same process after five minutes), logging by nothing, since wandb's own process does the sending,
+ending by `finish_seconds`. Whatever was not sent lies on disk for `wandb sync`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from musicnet_eval import configs
+from musicnet_eval.errors import ConfigError
+
+# --- names --------------------------------------------------------------------------------------------------------------------
+
+PROJECT = "musicnet_eval"
+TRAIN, LEADERBOARD = "train", "leaderboard"  # job types
+STEP, EPOCH = "trainer/global_step", "epoch"
+BY_EPOCH = ("train/*", "val/*", "gap/*", "throughput/*", "gradients/*", "weights/*", "lr")
+OBJECTIVE, BEST_EPOCH, BEST, STATE, ERROR = "objective", "best/epoch", "best/", "state", "error"
+CONFUSION, CLASSES, PREDICTIONS = "test/confusion_matrix", "test/classes", "test/predictions"
+HARDEST, RELIABILITY, SUSPECTS, EXAMPLES = "test/hardest", "test/reliability", "suspect_labels", "examples"
+TABLES = (f"{CONFUSION}_table", CLASSES, PREDICTIONS, HARDEST, f"{RELIABILITY}_table", SUSPECTS)
+STATES = {0: "done", 1: "failed"}  # by exit code; any other is that of a signal
+
+ASK_AGAIN_SECONDS = 300.0  # after a server did not answer
+QUIET = {  # wandb's settings that `settings` of the logger may overrule
+    "silent": True,  # what matters is said in our own words, once; wandb's stand in the logs/ of its folder
+    "console": "off",  # a progress bar of many hours would be uploaded
+    "disable_git": True,  # config has commit and branch; wandb would upload the whole difference to it
+}
+
+
+# --- one W&B run of this process ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Session:
+    """What is known of the present W&B run, and what went wrong with it so far."""
+
+    run: Any
+    told: dict[str, Any]
+    troubles: list[str] = field(default_factory=list)
+
+
+_present: Session | None = None
+_unreachable: tuple[float, str] | None = None  # when a server last did not answer, and its own words
+
+
+def mode(offline: bool | None) -> str:
+    """Say how W&B is used: `online`, `offline` or `disabled`; offline unless the logger's `offline` or WANDB_MODE says otherwise.
+
+    Raises:
+        ConfigError: The two contradict each other, or WANDB_MODE is no mode.
+    """
+    told = os.environ.get("WANDB_MODE", "")
+    known = {"": "offline", "dryrun": "offline", "run": "online"} | {name: name for name in ("online", "offline", "disabled")}
+    if told not in known:
+        raise ConfigError(f"WANDB_MODE={told!r} must be online, offline or disabled. Mend it, or unset it.")
+    if offline is None:
+        return known[told]
+    asked = "offline" if offline else "online"
+    if told and known[told] != asked:
+        raise ConfigError(f"logger.wandb.offline={str(offline).lower()} contradicts WANDB_MODE={told}. Leave one of them out.")
+    return asked
+
+
+def start(
+    save_dir: Path,
+    *,
+    offline: bool | None = None,
+    init_seconds: float = 15.0,
+    finish_seconds: float = 30.0,
+    settings: Mapping[str, Any] | None = None,
+    **asked: Any,
+) -> Any:
+    """Begin a W&B run, or go on in it, and give wandb's `Run`; where that fails, one that does nothing.
+
+    A run of the same id that is open is handed back; another one that is open is finished first. It never asks for a key: without
+    one, or where the server does not answer in time, it goes on offline and says so.
+
+    Args:
+        save_dir: Where wandb makes its folder `wandb`.
+        offline: Whether to write files only; None: as WANDB_MODE says, offline without it.
+        init_seconds: How long the server may take to answer, seconds.
+        finish_seconds: How long the end may wait for uploads, seconds.
+        settings: Further `wandb.Settings`.
+        asked: What `wandb.init` takes: `id`, `project`, `entity`, `name`, `group`, `job_type`, `tags`, `config`.
+
+    Raises:
+        ConfigError: wandb refuses what the user wrote.
+    """
+    global _present
+    if _present is not None:
+        if _present.told["id"] == asked["id"]:
+            return _present.run
+        finish(1, "another run began before this one was finished")
+    wanted = mode(offline)
+    given = {**QUIET, "init_timeout": init_seconds, "finish_timeout": finish_seconds, "finish_timeout_raises": True}
+    given |= dict(settings or {})
+    _check_settings(given)
+    save_dir.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {"id": asked["id"], "project": asked["project"], "group": asked.get("group"), "asked": wanted}
+    _present = Session(None, told)
+    try:
+        with _masked_arguments():
+            run = _begin(wanted, {"dir": str(save_dir), "resume": "allow", "settings": given, **asked})
+    except ConfigError:
+        _present = None
+        raise
+    _present.run = run
+    if told["mode"] != "disabled":
+        told["folder"] = str(Path(run.dir).parent)
+    if told["mode"] == "online":
+        told["url"] = run.url
+        print(f"W&B: {run.url}", flush=True)
+    _define(run)
+    return run
+
+
+def _begin(wanted: str, asked: dict[str, Any]) -> Any:
+    """Call `wandb.init` as wanted, else offline, else as a run that does nothing; note which it came to."""
+    global _unreachable
+    import wandb
+
+    assert _present is not None
+    told = _present.told
+    if wanted == "online":
+        reason = _why_not_online()
+        if not reason:
+            try:
+                told["mode"] = "online"
+                return wandb.init(mode="online", **asked)
+            except Exception as error:  # whatever the server or the way to it does: the run does not depend on it
+                reason = f"{type(error).__name__}: {_first_line(error)}"
+                _unreachable = (time.monotonic(), reason)
+        _note(f"could not begin online, and goes on offline ({reason})")
+        wanted = "offline"
+    if wanted == "offline":
+        try:
+            told["mode"] = "offline"
+            return wandb.init(mode="offline", **asked)
+        except wandb.errors.UsageError as error:
+            raise ConfigError(f"wandb refuses what logger.wandb.* says: {_first_line(error)}. Mend it.") from None
+        except Exception as error:  # its service does not start: nothing that the run needs
+            _note(f"could not begin, and the run goes on without ({type(error).__name__}: {_first_line(error)})")
+    told["mode"] = "disabled"
+    return wandb.init(mode="disabled")
+
+
+def _why_not_online() -> str:
+    """Say why there is no use in asking the server; nothing if there is."""
+    import wandb
+
+    if _unreachable is not None and time.monotonic() - _unreachable[0] < ASK_AGAIN_SECONDS:
+        return f"not asked again so soon: {_unreachable[1]}"
+    if os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False):
+        return ""
+    return "no API key: run `wandb login` once, or set WANDB_API_KEY"
+
+
+def _define(run: Any) -> None:
+    """Say over what curves are drawn. No two patterns match one key: which one wins is not laid down."""
+    with guarded("define its axes"):
+        run.define_metric(STEP)
+        run.define_metric(EPOCH)
+        for name in BY_EPOCH:
+            run.define_metric(name, step_metric=EPOCH, step_sync=True)
+
+
+def _check_settings(given: Mapping[str, Any]) -> None:
+    import wandb
+
+    try:
+        wandb.Settings(**given)
+    except Exception as error:  # pydantic's, or one of wandb's own
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"wandb refuses a setting ({reason}). Mend logger.wandb.settings.*") from None
+
+
+def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | None:
+    """End the present W&B run with its true state, and say how to upload what was not; give what is to be recorded of it.
+
+    Args:
+        exit_code: 0 done, 1 failed, 128 + N stopped by signal N.
+        error: The error in one line.
+    """
+    global _present
+    if _present is None:
+        return None
+    session, run = _present, _present.run
+    if run is not None and session.told.get("mode") != "disabled":
+        with guarded("write its summary"):
+            run.summary[STATE] = STATES.get(exit_code, "interrupted")
+            if error:
+                run.summary[ERROR] = _masked(error)
+        with guarded("upload everything in time"):
+            _finish(run, exit_code)
+        _say_how_to_sync(session)
+    _present = None
+    return told_of(session)
+
+
+def _finish(run: Any, exit_code: int) -> None:
+    try:
+        run.finish(exit_code=exit_code)
+    except KeyboardInterrupt:  # a second Ctrl-C: whoever presses it does not want to wait for uploads
+        raise TimeoutError("interrupted") from None
+
+
+def _say_how_to_sync(session: Session) -> None:
+    """Print one line on where the files are; of a resumed run all attempts', which `wandb sync` takes in their order."""
+    if session.told["mode"] == "offline" or session.troubles:
+        every = Path(session.told["folder"]).parent / f"*run-*-{session.told['id']}"
+        print(f"W&B: {session.told['mode']}; upload with: wandb sync {every}", flush=True)
+
+
+def told() -> dict[str, Any] | None:
+    """Give what a record says of the present W&B run: id, project, group, mode, folder, url, troubles; None without one."""
+    return None if _present is None else told_of(_present)
+
+
+def told_of(session: Session) -> dict[str, Any]:
+    """Give what is recorded of one W&B run."""
+    return {**session.told, "troubles": list(session.troubles)}
+
+
+# --- nothing of W&B harms a run -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Say on stderr, and note, what W&B could not do."""
+    try:
+        yield
+    except Exception as error:
+        _note(f"could not {what} ({type(error).__name__}: {_first_line(error)})")
+
+
+def _note(trouble: str) -> None:
+    """Print and keep a trouble, each once."""
+    text = _masked(trouble)
+    if _present is None or text not in _present.troubles:
+        print(f"W&B: {text}", file=sys.stderr, flush=True)
+    if _present is not None and text not in _present.troubles and len(_present.troubles) < 10:
+        _present.troubles.append(text)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
+def _masked(text: str) -> str:
+    """Take the values of secret environment variables out of a text."""
+    for name, value in os.environ.items():
+        if configs.SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return text
+
+
+@contextlib.contextmanager
+def _masked_arguments() -> Iterator[None]:
+    """Hide secrets of the command line while wandb looks at it: it writes all of it into its files."""
+    typed = sys.argv
+    sys.argv = [*typed[:1], *(_masked(one) for one in configs.overrides_without_secrets(typed[1:]))]
+    try:
+        yield
+    finally:
+        sys.argv = typed
