@@ -56,11 +56,11 @@ class SweepTables(Callback):
         self.failed += job_return.status is not JobStatus.COMPLETED or job_return.return_value is None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        del config, kwargs
+        del kwargs
         failed, total = self.failed, self.jobs
         for folder in sorted(self.folders):
             if _children(folder):
-                _conclude(folder)
+                _conclude(folder, config)
             if not self.jobs:  # they were other processes'
                 more = unfinished(folder)
                 failed, total = failed + more[0], total + more[1]
@@ -139,13 +139,25 @@ def _children(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _conclude(folder: Path) -> None:
-    from musicnet_eval import leaderboard, report
+def _conclude(folder: Path, config: DictConfig) -> None:
+    from musicnet_eval import leaderboard, report, wandb_sweep
 
     try:
         board = leaderboard.collect([folder])
         leaderboard.show(board)
         leaderboard.write(board, folder)
-        print(f"report: {report.write([folder], folder / 'report.html')}")
+        page = report.write([folder], folder / "report.html")
     except MusicnetError as error:  # no run of the sweep is whole: there is nothing to rank
         print(f"no leaderboard: {error}", file=sys.stderr)
+        return
+    print(f"report: {page}")
+    if (options := _wandb(config)) is not None:
+        wandb_sweep.publish(folder, board, page, options)
+
+
+def _wandb(config: DictConfig) -> dict[str, Any] | None:
+    """Give what a sweep's own config says of W&B; None where it does not name it."""
+    with contextlib.suppress(OmegaConfBaseException):
+        node = OmegaConf.select(config, "logger.wandb")
+        return None if node is None else cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from musicnet_eval import records
+from musicnet_eval import records, wandb_sweep
 from tests.conftest import TINY, Command
 
 
@@ -21,6 +22,7 @@ def test_two_jobs_are_two_runs(tones: Path, train: Command, tmp_path: Path, monk
     assert train("-m", *overrides) == 0
     signatures = {records.read_result(run)["signature"] for run in records.find_runs([tmp_path / "runs"])}
     files = {path.stem.removeprefix("run-") for path in (tmp_path / "runs/wandb").glob("offline-run-*/run-*.wandb")}
-    assert files == signatures
-    assert len(files) == 2
+    (kept,) = (tmp_path / "runs").glob(f"*/{wandb_sweep.KEPT}")
+    assert files == signatures | {json.loads(kept.read_text())["id"]}
+    assert len(files) == 3  # two jobs and their leaderboard
     assert sys.modules["wandb"].run is None  # nothing is left open for a third job to log into
