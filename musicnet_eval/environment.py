@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -32,6 +34,47 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
+
+
+def cores() -> int:
+    """Count the CPU cores that this process may use: by its affinity, and by the time that its control groups allow."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *cgroup_limits()]))
+
+
+def threads(jobs: int) -> int:
+    """Share the cores among as many jobs as run at once: CPU threads for each, at least one."""
+    return max(1, cores() // max(1, jobs))
+
+
+def cgroup_limits(told: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Read how many cores each control group above this process allows, rounded up; nothing where none limits it.
+
+    Reference: Linux, Documentation/admin-guide/cgroup-v2.rst (`cpu.max`) and scheduler/sched-bwc.rst (`cpu.cfs_quota_us`).
+    """
+    limits = []
+    for line in _text(told).splitlines():
+        _, controllers, inside = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        folder = mounted / controllers / inside.strip("/")
+        for group in (folder, *folder.parents):
+            words = _text(group / "cpu.max").split() or [
+                *_text(group / "cpu.cfs_quota_us").split(),
+                *_text(group / "cpu.cfs_period_us").split(),
+            ]
+            if len(words) == 2 and words[0].isdigit():  # not "max", nor -1
+                limits.append(math.ceil(int(words[0]) / int(words[1])))
+            if group == mounted:
+                break
+    return limits
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -39,6 +39,12 @@ class Plan:
         c = self.choices
         return f"{c['data']} fold {c['fold']} · {c['backbone']} · {c['loss']} · seed {c['seed']}"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `failed.json` says of the run beside its error."""
+        names = ("signature", "configuration", "choices", "overrides")
+        return {name: getattr(self, name) for name in names} | {"config": self.written}
+
 
 def plan(config: DictConfig) -> Plan:
     """Settle a run's tracks, splits, signature and folder.
@@ -108,11 +114,17 @@ def _raw_overrides() -> list[str]:
     return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
+def sweeping() -> bool:
+    """Say whether this is a job of a sweep: in the sweep's own process, or in one of its own, which is told its number."""
+    settings = HydraConfig.get()
+    return settings.mode is RunMode.MULTIRUN or not OmegaConf.is_missing(settings.job, "num")
+
+
 def run_folder(plain: dict[str, Any], leaf: str) -> Path:
     """Place a run: `<runs>/<experiment or data>/<leaf>`, or where `hydra.run.dir` or `hydra.sweep.dir` say."""
     settings = HydraConfig.get()
     base = Path(plain["paths"]["runs"])
-    if settings.mode is RunMode.MULTIRUN:
+    if sweeping():
         given = Path(settings.sweep.dir)
         return (given if given != base else base / group_name(plain)) / leaf
     given = Path(settings.run.dir)

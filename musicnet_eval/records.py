@@ -29,6 +29,7 @@ SCHEMA = 1
 RESULT, FAILED, STATUS, CONFIG = "result.json", "failed.json", "status.json", "config.yaml"
 PREDICTIONS, METRICS = "predictions.csv", "metrics.csv"
 PLANTED, SUSPECTS = "planted.csv", "suspect_labels.csv"
+CONSOLE = "console.log"  # what a run in a process of its own has printed
 LOGS = "logs"  # what loggers other than our own keep in a run's folder
 
 # Keys that cannot change a run's numbers. A key that is not listed here does, until shown otherwise.

@@ -173,6 +173,6 @@ def interrupt(folder: Path) -> None:
 
 def forget_failure(folder: Path) -> None:
     """Remove a run folder that never got anywhere: it holds no metrics, checkpoints or pictures."""
-    kept = {records.FAILED, records.STATUS, records.CONFIG, LOCK}
+    kept = {records.FAILED, records.STATUS, records.CONFIG, records.CONSOLE, LOCK}
     if folder.is_dir() and kept.issuperset(path.name for path in folder.iterdir()):
         shutil.rmtree(folder)

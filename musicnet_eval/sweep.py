@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from musicnet_eval import configs, jobs, records
+from musicnet_eval import configs, jobs, launchers, records
 from musicnet_eval.errors import MusicnetError
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -28,16 +28,22 @@ class SweepTables(Callback):
     """Say what a sweep is going to do, write its tables and page at the end, and leave with 1 if a run failed.
 
     `train.task` gives None for a run that failed instead of raising, since Hydra 1.3 leaves this callback out after an exception.
-    Jobs of other processes, whose ends are not seen here, are known by the files of their runs.
+    Jobs of other processes, whose ends are not seen here, are known by what our launchers hand over (`take`), else by files.
     """
 
     def __init__(self) -> None:
         self.folders: set[Path] = set()
         self.jobs = 0
         self.failed = 0
+        self.taken: list[JobReturn] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
+        try:
+            launchers.prepare(config)
+        except MusicnetError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
         folder, planned = _folder(config), planned_jobs(config)
         if folder is None or planned is None:
             return
@@ -55,18 +61,33 @@ class SweepTables(Callback):
         self.jobs += 1
         self.failed += job_return.status is not JobStatus.COMPLETED or job_return.return_value is None
 
+    def take(self, returns: Sequence[JobReturn]) -> None:
+        """Note the outcomes of jobs that a launcher has run in other processes."""
+        self.taken += returns
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
-        failed, total = self.failed, self.jobs
+        for told in self.taken:
+            if told.cfg is not None and told.hydra_cfg is not None and (folder := _folder(told.cfg, told.hydra_cfg)) is not None:
+                self.folders.add(folder)
+        if self.taken and not self.folders and (folder := _folder(config)) is not None:
+            self.folders.add(folder)
         for folder in sorted(self.folders):
             if _children(folder):
                 _conclude(folder, config)
-            if not self.jobs:  # they were other processes'
-                more = unfinished(folder)
-                failed, total = failed + more[0], total + more[1]
+        failed, total = self._count()
         if failed:
             print(f"{failed} of {total} runs failed; each is named above and under its folder.", file=sys.stderr)
             raise SystemExit(1)
+
+    def _count(self) -> tuple[int, int]:
+        """Count the jobs that failed, and all: as seen here, else by files where there is a plan, else as a launcher told."""
+        if self.jobs:
+            return self.failed, self.jobs
+        by_files = [unfinished(folder) for folder in self.folders]
+        if total := sum(jobs for _, jobs in by_files):
+            return sum(failed for failed, _ in by_files), total
+        return sum(told.status is not JobStatus.COMPLETED or told.return_value is None for told in self.taken), len(self.taken)
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]] | None:
@@ -126,11 +147,12 @@ def unfinished(folder: Path) -> tuple[int, int]:
     return len(keys) - whole, len(keys)
 
 
-def _folder(config: DictConfig) -> Path | None:
+def _folder(config: DictConfig, hydra: DictConfig | None = None) -> Path | None:
     """Place a sweep's runs as `plans.run_folder` does; None for a data set without a name: the run itself will say so."""
     with contextlib.suppress(OmegaConfBaseException):
-        given, base = Path(config.hydra.sweep.dir), Path(config.paths.runs)
-        group = config.hydra.runtime.choices.get("experiment") or config.data.name
+        settings = (hydra or config).hydra
+        given, base = Path(settings.sweep.dir), Path(config.paths.runs)
+        group = settings.runtime.choices.get("experiment") or config.data.name
         return given if given != base else base / str(group).replace("/", "_")
     return None
 

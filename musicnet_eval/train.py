@@ -19,22 +19,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import configs, jobs, records, runs, wandb_run
+from musicnet_eval import configs, jobs, launchers, records, runs, wandb_run
 from musicnet_eval.datasets import planted
 from musicnet_eval.errors import MusicnetError
-from musicnet_eval.plans import Plan, plan, unindexed
+from musicnet_eval.plans import Plan, plan, sweeping, unindexed
 
 OBJECTIVE = "test/song/accuracy"  # printed at the end of a run
 
 
 def task(config: DictConfig) -> float | None:
     """Do one run as Hydra calls it. In a sweep a failure is recorded and None is given, so that the others go on."""
-    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+    in_sweep, shared = sweeping(), HydraConfig.get().mode is RunMode.MULTIRUN  # shared: other jobs run in this process too
     planned: Plan | None = None
     ended: BaseException | None = None
     try:
         planned = plan(config)
-        if sweeping:
+        if in_sweep:
             jobs.enrol(planned.folder.parent, planned.overrides, planned.folder.name)
         if (stored := _stored(planned)) is not None:
             return stored
@@ -52,10 +52,10 @@ def task(config: DictConfig) -> float | None:
         ended = error
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        _record_failure(config, planned, error, sweeping=sweeping)
-        if sweeping and config.run.on_error != "stop":
+        _record_failure(config, planned, error, in_sweep=in_sweep)
+        if shared and config.run.on_error != "stop":
             return None
-        raise SystemExit(error.exit_code if isinstance(error, MusicnetError) and not sweeping else 1) from None
+        raise SystemExit(error.exit_code if isinstance(error, MusicnetError) and not in_sweep else 1) from None
     finally:
         _finish_wandb(planned, ended)
 
@@ -106,31 +106,24 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, sweeping: bool) -> None:
+def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, in_sweep: bool) -> None:
     """Say what went wrong, and write `failed.json` unless a single run never came to have a folder."""
     usage = isinstance(error, MusicnetError)
     print(f"error: {error}" if usage else f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     where = planned
-    if where is None and sweeping:
+    if where is None and in_sweep:
         try:
             where = unindexed(config)
         except Exception:  # a config so broken that it has no name; the message above is all there is
             return
     if where is None:
         return
-    if sweeping:
+    if in_sweep:
         jobs.enrol(where.folder.parent, where.overrides, where.folder.name)
     elif usage and cast(MusicnetError, error).exit_code == MusicnetError.exit_code:
         runs.forget_failure(where.folder)  # a slip of the keyboard leaves no folder behind
         return
-    about = {
-        "signature": where.signature,
-        "configuration": where.configuration,
-        "choices": where.choices,
-        "overrides": where.overrides,
-        "config": where.written,
-    }
-    runs.fail(where.folder, error, traceback.format_exc(), about)
+    runs.fail(where.folder, error, traceback.format_exc(), where.about)
     print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
 
 
@@ -149,6 +142,7 @@ def main() -> None:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(configs.help_text())
         return
+    launchers.prefer_ours()
     hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
 
 

@@ -1,0 +1,56 @@
+"""What our launchers share: every job has an outcome, whatever became of its process."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+
+from musicnet_eval.errors import MusicnetError
+
+Jobs = Sequence[Sequence[str]]  # the overrides of each
+
+
+class Collecting(Launcher):
+    """Give Hydra an outcome for each job, and tell the callbacks that ask for it (`take`): they see no job of another process."""
+
+    hydra_context: HydraContext | None
+
+    def launch(self, job_overrides: Jobs, initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs, and leave with a clear line where the user must mend something.
+
+        Args:
+            job_overrides: The overrides of each job.
+            initial_job_idx: Number of the first one.
+        """
+        try:
+            returns = self.collect(job_overrides, initial_job_idx)
+        except MusicnetError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        assert self.hydra_context is not None
+        for callback in self.hydra_context.callbacks.callbacks:
+            if hasattr(callback, "take"):
+                callback.take(returns)
+        return returns
+
+    @abstractmethod
+    def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
+        """Run all jobs and give the outcome of each, in order."""
+
+
+def lost(overrides: Sequence[str]) -> JobReturn:
+    """Give the outcome of a job that cannot tell it: none, as of one that failed."""
+    return JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=None)
+
+
+def say_lost(overrides: Sequence[str], error: BaseException) -> None:
+    """Print one line on a job that was lost."""
+    reason = " ".join(str(error).split())[:300]
+    print(f"lost: {' '.join(overrides) or 'a job'} ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)
