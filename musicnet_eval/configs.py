@@ -46,12 +46,26 @@ def help_text() -> str:
     import yaml
 
     text: str = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf8"))["hydra"]["help"]["template"]
-    groups = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
+    groups = sorted(folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
     lines = (f"{folder.name}: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}" for folder in groups)
     return text.replace("$APP_CONFIG_GROUPS", "\n".join(lines))
 
 
 # --- composing and resolving --------------------------------------------------------------------------------------------------
+
+
+def prefer_ours() -> None:
+    """Let the files of `conf/hydra/` stand for the entries of the same names that Hydra's plugins store.
+
+    Hydra would merge both, with a warning, and refuse the one of Optuna.
+    """
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # imports the plugins that are installed, and these store their entries
+    groups = ConfigStore.instance().repo.get("hydra", {})
+    for file in CONF.glob("hydra/*/*.yaml"):
+        groups.get(file.parent.name, {}).pop(file.name, None)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -64,6 +78,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
+    prefer_ours()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra_compose("train", overrides=list(overrides))
@@ -130,6 +145,7 @@ WHOLE = {  # key → smallest and largest
     "tune.lr_steps": (20, 10**6),
     "tune.max_batch_size": (2, 10**6),
     "run.max_attempts": (1, 10**6),
+    "run.checkpoint_every_n_steps": (1, 10**9),
 }
 SWITCHES = (
     "data.pad_short",
@@ -148,7 +164,8 @@ CHOICES = {
     "run.on_oom": ("fail", "halve_batch"),
     "run.keep_checkpoints": ("all", "best", "none"),
 }
-NULLABLE = ("num_threads", "run.max_attempts")
+NULLABLE = ("num_threads", "run.max_attempts", "run.checkpoint_every_n_steps")
+AUTO = "auto"  # in place of a value that a probe is to choose (`recipes`)
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -164,9 +181,15 @@ def check(config: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             or_null = ", or null" if key in NULLABLE else ""
             raise ConfigError(f"{key}={value!r} must be a whole number from {least} to {most}{or_null}.")
+    automatic = [key for key in ("model.channels_last", "trainer.precision") if _value(config, key) == AUTO]
     for key in SWITCHES:
-        if not isinstance(_value(config, key), bool):
+        if not isinstance(_value(config, key), bool) and key not in automatic:
             raise ConfigError(f"{key}={_value(config, key)!r} must be true or false.")
+    if automatic and _value(config, "model.compile"):
+        raise ConfigError(
+            f"{automatic[0]}=auto is chosen by a probe of the network as it is, and model.compile=true trains another one. Use "
+            "model.compile=false, or recipe=default with model.channels_last=true|false and trainer.precision=VALUE."
+        )
     for key, choices in CHOICES.items():
         if _value(config, key) not in choices:
             raise ConfigError(f"{key}={_value(config, key)!r} must be one of {', '.join(choices)}.")

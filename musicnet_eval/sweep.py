@@ -33,6 +33,7 @@ class SweepTables(Callback):
 
     def __init__(self) -> None:
         self.folders: set[Path] = set()
+        self.planned = False
         self.jobs = 0
         self.failed = 0
         self.taken: list[JobReturn] = []
@@ -48,6 +49,7 @@ class SweepTables(Callback):
         if folder is None or planned is None:
             return
         self.folders.add(folder)
+        self.planned = True
         print(forecast(folder, planned), flush=True)
         jobs.plan(folder, planned)
 
@@ -84,9 +86,9 @@ class SweepTables(Callback):
         """Count the jobs that failed, and all: as seen here, else by files where there is a plan, else as a launcher told."""
         if self.jobs:
             return self.failed, self.jobs
-        by_files = [unfinished(folder) for folder in self.folders]
-        if total := sum(jobs for _, jobs in by_files):
-            return sum(failed for failed, _ in by_files), total
+        if self.planned:
+            (folder,) = self.folders
+            return unfinished(folder)
         return sum(told.status is not JobStatus.COMPLETED or told.return_value is None for told in self.taken), len(self.taken)
 
 

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import configs, jobs, launchers, records, runs, wandb_run
+from musicnet_eval import configs, jobs, records, runs, wandb_run
 from musicnet_eval.datasets import planted
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.plans import Plan, plan, sweeping, unindexed
@@ -142,7 +142,7 @@ def main() -> None:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(configs.help_text())
         return
-    launchers.prefer_ours()
+    configs.prefer_ours()
     hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
 
 

@@ -44,7 +44,7 @@ def layers() -> dict[str, set[str]]:
     }
 
 
-MAY_IMPORT_HYDRA = {"configs", "plans", "sweep", "train", "training"}
+MAY_IMPORT_HYDRA = {"configs", "launchers", "plans", "sweep", "train", "training"}
 LIGHT = {
     "contracts",
     "errors",
@@ -66,6 +66,7 @@ LIGHT = {
     "sweep",
     "status",
     "jobs",
+    "launchers",
     "tradition",
     "oneill",
     "embedded",

@@ -35,7 +35,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_names_what_exists(choice: str) -> None:
-    group, _, name = choice.partition("/")
+    group, _, name = choice.rpartition("/")
     config = composed(f"{group}={name}", *NEEDED.get(choice, []))
     configs.check(config)
     for target in configs._targets(config):

@@ -10,11 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import NamedTuple
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval.configs import CONF
 from musicnet_eval.errors import ConfigError
 
 
@@ -34,17 +32,6 @@ ENGINES = {  # by the `_target_` of our YAML; Hydra takes plugins of this prefix
     "hydra_plugins.musicnet_eval.RayLauncher": Engine("ray", "RayLauncher", "ray"),
     "hydra_plugins.musicnet_eval.OptunaSweeper": Engine("optuna", "OptunaSweeper", "optuna"),
 }
-
-
-def prefer_ours() -> None:
-    """Let the files of `conf/hydra/` stand for the plugins' own entries of the same names.
-
-    Hydra would merge both, with a warning, and refuse the one of Optuna.
-    """
-    Plugins.instance()  # imports the plugins that are installed, and these store their entries
-    groups = ConfigStore.instance().repo.get("hydra", {})
-    for file in CONF.glob("hydra/*/*.yaml"):
-        groups.get(file.parent.name, {}).pop(file.name, None)
 
 
 def prepare(config: DictConfig) -> None:

@@ -1,0 +1,66 @@
+"""`hydra/sweeper=optuna`: the next jobs are chosen by what the earlier ones have scored.
+
+No storage is kept: when the sweep is asked for again, the seeded sampler asks for the same points, and the runs that are done
+answer at once. So a killed search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper import optuna_sweeper
+from omegaconf import DictConfig, OmegaConf
+
+from musicnet_eval.launchers.collecting import Jobs
+
+with warnings.catch_warnings():  # Optuna 2, the one that Hydra's plugin takes, uses names that SQLAlchemy 2 has moved
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import optuna
+
+
+class OptunaSweeper(optuna_sweeper.OptunaSweeper):
+    """Search by Optuna, for which a run that failed, or has no number, is a failed trial."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives, and look at what the launcher hands back."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.sweeper.launcher = cast(Launcher, _Numbers(self.sweeper.launcher))
+        self.results = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search, and print the best trial."""
+        optuna.logging.set_verbosity(logging.WARNING)
+        self.results.unlink(missing_ok=True)
+        try:
+            super().sweep(arguments)
+        except ValueError as error:  # Optuna's word for a search without one whole trial, and for a space that makes no sense
+            print(f"optuna: {error}", file=sys.stderr, flush=True)
+            if not self.sweeper.job_idx:
+                raise SystemExit(2) from None
+            return
+        best: Any = OmegaConf.load(self.results)
+        print(f"best trial: {best.best_value:.4f} with {' '.join(f'{key}={value}' for key, value in best.best_params.items())}")
+
+
+class _Numbers:
+    """A launcher whose jobs give a finite number, or none."""
+
+    def __init__(self, launcher: Any) -> None:
+        self.launcher = launcher
+
+    def launch(self, job_overrides: Jobs, initial_job_idx: int) -> Sequence[JobReturn]:
+        returns: Sequence[JobReturn] = self.launcher.launch(job_overrides, initial_job_idx)
+        for told in returns:
+            value = told._return_value
+            if isinstance(value, float) and not math.isfinite(value):
+                told.return_value = None
+        return returns
