@@ -17,8 +17,7 @@ import lightning
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
 from musicnet_eval import records, runs
@@ -249,19 +248,6 @@ class Progress(lightning.pytorch.callbacks.RichProgressBar):
         super().__init__(refresh_rate=4)
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Write each checkpoint beside its place and move it there, so that a kill never leaves half a file.
-
-    Lightning's own goes through the system's temporary folder, whose move is no longer atomic on another file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        del storage_options
-        # `last` is written each epoch and only saves time after a kill: waiting for the disk would cost 5 % of a 10 s epoch.
-        with records.replacing(Path(path), durable=Path(path) != runs.last_checkpoint(Path(path).parent.parent)) as temporary:
-            torch.save(checkpoint, temporary)
-
-
 class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
     """Stop when the monitored metric has not improved for some epochs; a run that was stopped and then cut short stays stopped.
 
@@ -272,24 +258,3 @@ class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
         del pl_module
         if self.stopped_epoch or self.wait_count >= self.patience:
             trainer.should_stop = True
-
-
-def checkpoints(folder: Path, monitor: str, mode: str, others: Sequence[Any] = ()) -> list[Callback]:
-    """Make the checkpoint callbacks: the best by `monitor`, weights only, and the last with all that a resumed run needs.
-
-    Args:
-        folder: The run's folder.
-        monitor: The metric that says which is best.
-        mode: `max` or `min`.
-        others: The run's other callbacks. Where one averages weights, the best checkpoint holds more than weights, since
-            Lightning puts the averaged weights into whole checkpoints only.
-    """
-    lean = not any(isinstance(other, WeightAveraging) for other in others)
-    common: dict[str, Any] = {
-        "dirpath": folder / "checkpoints",
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=lean, **common)
-    last = ModelCheckpoint(filename="last", monitor=None, save_top_k=1, save_on_train_epoch_end=True, **common)
-    return [best, last]

@@ -165,8 +165,7 @@ class MusicClassifier(lightning.LightningModule):
         return {"loss": loss, "scores": scores.detach()}  # callbacks may look at the scores
 
     def on_train_epoch_end(self) -> None:
-        found = {f"train/segment/{name}": _take(metric) for name, metric in self.running.items()}
-        found["train/segment/loss"] = _take(self.losses["train_loss"])
+        found = {f"train/segment/{name}": _take(metric) for name, metric in self._running().items()}
         self.log_dict(found)
         self.last_training = {name: float(value) for name, value in found.items()}
         self._log_gap()
@@ -187,9 +186,18 @@ class MusicClassifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["last_training"] = self.last_training
+        checkpoint["running"] = {name: metric.metric_state for name, metric in self._running().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.last_training = checkpoint["last_training"]
+        for name, metric in self._running().items():  # of an epoch that was cut in its middle
+            for state, value in checkpoint["running"][name].items():
+                setattr(metric, state, value.to(metric.device))
+
+    def _running(self) -> dict[str, MeanMetric]:
+        """Give the means that run over a training epoch."""
+        metrics = {**self.running, "loss": self.losses["train_loss"]}
+        return cast(dict[str, MeanMetric], metrics)
 
     # --- validation and test: one step ---
 

@@ -7,6 +7,7 @@ learns of the data.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -207,7 +208,7 @@ class MusicDataModule(lightning.LightningDataModule):
         rank, world = self._place()
         data = Segments(self._songs["train"], self.segment, hop=None, seed=self.seed, channels=self.channels)
         chances = balanced_chances(data.label, len(self.classes)) if self.sampler == "balanced" else None
-        order = TrainOrder(len(data), self.batch_size, self.seed, self._epoch, rank, world, chances)
+        order = TrainOrder(len(data), self.batch_size, self.seed, self._epoch, rank, world, chances, self._done)
         self._batches = len(order)
         if self._batches == 0:
             raise DataError(
@@ -228,11 +229,12 @@ class MusicDataModule(lightning.LightningDataModule):
 
     def _loader(self, data: Segments, order: TrainOrder | EvalOrder) -> DataLoader[Batch]:
         # `sampler` with batch_size=None hands a whole Request to the data set: one read a batch.
-        return DataLoader(
+        return _LateLoader(
             _WholeBatches(data),
             sampler=order,
             batch_size=None,
             num_workers=self.num_workers,
+            worker_init_fn=_leave_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -245,8 +247,18 @@ class MusicDataModule(lightning.LightningDataModule):
         # From the steps taken, not from trainer.current_epoch, which lags when a resumed run starts its loader.
         if self.trainer is None:
             return 0
-        steps = -(-self._batches // self.trainer.accumulate_grad_batches)
+        steps = -(-self._limited() // self.trainer.accumulate_grad_batches)
         return self.trainer.global_step // steps
+
+    def _done(self) -> int:
+        """Count the batches of the present epoch that a run which was cut in its middle has done."""
+        loop = None if self.trainer is None else self.trainer.fit_loop
+        return 0 if loop is None or not loop.restarting else (loop.batch_idx + 1) % self._limited()
+
+    def _limited(self) -> int:
+        """Count the batches of an epoch as `trainer.limit_train_batches` leaves them."""
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return max(1, min(self._batches, limit) if isinstance(limit, int) else int(self._batches * limit))
 
     # --- on the device ---
 
@@ -303,6 +315,23 @@ class MusicDataModule(lightning.LightningDataModule):
             read_pcm(songs[place].pcm, max(0, (songs[place].length - self.segment) // 2), row)
         sounds = torch.from_numpy(audio).to(device).float() / PCM_SCALE
         return self.image(sounds if self.channels == 1 else sounds.transpose(1, 2))
+
+
+def _leave_signals(worker: int) -> None:
+    """Let the training process alone decide when to stop: a terminal, or Slurm, signals all processes at once."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # a second one is meant
+
+
+class _LateLoader(DataLoader[Batch]):
+    """Let workers read nothing before the first batch is asked for.
+
+    Lightning makes the iterator when a schedule asks how long the training is, before it knows where a resumed run goes on.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
 
 
 class _WholeBatches(torch.utils.data.Dataset[Batch]):

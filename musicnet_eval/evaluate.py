@@ -37,6 +37,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch from 2.9 on
     warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # ours begins where the epoch was cut
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
 
 

@@ -55,6 +55,11 @@ class FiniteLoss(Callback):
         if due and (first := int(self._first)) < NEVER:
             raise self._error(trainer, "training loss", first)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        del pl_module, checkpoint
+        if (first := int(self._first)) < NEVER:  # such weights are nothing to go on from
+            raise self._error(trainer, "training loss", first)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
         loss = trainer.callback_metrics.get("val/segment/loss")

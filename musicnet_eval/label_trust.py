@@ -59,17 +59,20 @@ class LabelTrust(Callback):
         self.pictures = pictures
         self.height = height
         self.total: Tensor | None = None  # [S, C + 2]: probabilities, trust, times; summed over epochs and processes
-        self.epoch: Tensor | None = None  # the same, of this process and epoch
+        self.epoch: Tensor | None = None  # the same, of this process and epoch; None between epochs
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.total is None else {"total": self.total.cpu()}
+        sums = {"total": self.total, "epoch": self.epoch}
+        return {name: value.cpu() for name, value in sums.items() if value is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.total = state_dict.get("total")
+        self.total, self.epoch = state_dict.get("total"), state_dict.get("epoch")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.epoch = torch.zeros(len(data.tracks), len(data.classes) + 2, device=pl_module.device)
+        if self.epoch is None:  # else it was cut in its middle, and goes on
+            self.epoch = torch.zeros(len(data.tracks), len(data.classes) + 2)
+        self.epoch = self.epoch.to(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         del trainer, batch_idx
@@ -85,6 +88,7 @@ class LabelTrust(Callback):
         pl_module.log("train/song/trust_mean", trust.mean(), sync_dist=True)  # the same in all processes
         pl_module.log("train/song/trust_low", (trust < 0.5).float().mean(), sync_dist=True)
         self.total = summed.clone() if self.total is None else self.total.to(summed.device) + summed
+        self.epoch = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.total is None or not trainer.is_global_zero:

@@ -155,6 +155,7 @@ class TrainOrder(Sampler[Request]):
         rank: This process, 0 ≤ rank < world.
         world: Number of processes; rows are dealt out so that each has as many batches.
         chances: `[rows]` how likely each row is drawn, with replacement; None takes every row once an epoch.
+        done: Gives how many batches of the epoch are done already, at the same moment: a run that was cut goes on after them.
     """
 
     def __init__(
@@ -166,9 +167,10 @@ class TrainOrder(Sampler[Request]):
         rank: int = 0,
         world: int = 1,
         chances: NDArray[np.float64] | None = None,
+        done: Callable[[], int] = lambda: 0,
     ) -> None:
         self.rows, self.batch_size, self.seed, self.epoch, self.rank, self.world = rows, batch_size, seed, epoch, rank, world
-        self.chances = chances
+        self.chances, self.done = chances, done
 
     def __len__(self) -> int:
         share = self.rows // self.world
@@ -176,12 +178,12 @@ class TrainOrder(Sampler[Request]):
         return share // self.batch_size + (share % self.batch_size > 1)
 
     def __iter__(self) -> Iterator[Request]:
-        epoch = self.epoch()
+        epoch, done = self.epoch(), self.done()
         draw = generator(self.seed, epoch, "order")
         order = draw.permutation(self.rows) if self.chances is None else draw.choice(self.rows, self.rows, p=self.chances)
         draws = order if self.chances is None else np.arange(self.rows)
         mine = slice(self.rank, self.rows // self.world * self.world, self.world)
-        for batch in range(len(self)):
+        for batch in range(done, len(self)):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             yield Request(epoch, order[mine][part], draws[mine][part])
 

@@ -112,7 +112,7 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     import lightning
     import torch
 
-    from musicnet_eval import callbacks, failures, summary
+    from musicnet_eval import callbacks, checkpoints, failures, summary
     from musicnet_eval.trainers import check_monitor, make_trainer
 
     config = planned.config
@@ -127,14 +127,15 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
     watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
     fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder), summary.RunSummary()]
     fixed.append(failures.FiniteLoss(planned.folder, config["monitor"]))
-    fixed += callbacks.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], watching)
+    every = config["run"]["checkpoint_every_n_steps"]
+    fixed += checkpoints.checkpoints(planned.folder, config["monitor"], config["monitor_mode"], every, watching)
     if sys.stderr.isatty():
         fixed.append(callbacks.Progress())
     trainer = make_trainer(
         config["trainer"],
         callbacks=[*fixed, *watching],
         logger=_loggers(planned),
-        plugins=[callbacks.AtomicCheckpoints()],
+        plugins=[checkpoints.AtomicCheckpoints()],
         default_root_dir=str(planned.folder),
         enable_checkpointing=True,
     )
