@@ -164,7 +164,7 @@ def test_docstrings(path: Path) -> None:
             assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report", "audit", "status"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "leaderboard", "report", "audit", "status", "dashboard"])
 def test_help_is_light(command: str) -> None:
     code = (
         f"import sys, runpy; sys.argv = ['musicnet-{command}', '--help']\n"
