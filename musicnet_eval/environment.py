@@ -77,10 +77,18 @@ def _text(path: Path) -> str:
         return ""
 
 
+def processor() -> str:
+    """Name the processor, as the system knows it."""
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def hardware(device: str) -> dict[str, Any]:
     """Say what the run ran on: device, processor, cores, threads, host system."""
     torch = sys.modules["torch"]
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     return {
         "device": device,
         "name": name,

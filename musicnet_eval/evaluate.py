@@ -20,6 +20,7 @@ from musicnet_eval import configs, records
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
+from musicnet_eval.recipes import filled
 
 SPLITS = ("val", "test")
 TURNABLE = ("data", "trainer", "num_threads", "plugins")
@@ -203,6 +204,7 @@ def _config(record: RunRecord, overrides: list[str]) -> tuple[dict[str, Any], li
     stored = [name for name in record["config"].get("plugins", []) if name not in plugins]
     if stored:
         print(f"note: the run was trained with plugins={stored}, which are not imported unless you name them.", file=sys.stderr)
+    config = filled(config, record["facts"].get("recipe"))
     parts = {key: config[key] for key in ("data", "datamodule", "model", "trainer")}
     configs.check_stored({**parts, "trained on": record["config"]["data"]}, plugins)
     # The checkpoint brings all weights: nothing is to be fetched, from anywhere.

@@ -9,56 +9,50 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
 from musicnet_eval import configs, environment, records, runs, wandb_run
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.datasets import overlapping_groups
-from musicnet_eval.plans import Plan
+from musicnet_eval.plans import Plan, sweeping
 
 
 def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
     clock, started = [time.perf_counter()], records.now()
-    from musicnet_eval.evaluate import calibrate, load_weights, quiet, score
+    from musicnet_eval.evaluate import quiet
     from musicnet_eval.failures import halved
+    from musicnet_eval.recipes import settle
     from musicnet_eval.trainers import make_trainer
     from musicnet_eval.tuning import tune
 
     quiet()
-    data, model, trainer, watching = _build(planned)
+    data = _data(planned)
+    config, recipe = settle(planned.config, data.facts, data.cache.folder, planned.folder)
+    planned = replace(planned, config=config)
+    model, trainer, watching = _build(planned, data)
     tuned = tune(planned.config["tune"], model, data, partial(make_trainer, planned.config["trainer"]), planned.folder)
     clock.append(time.perf_counter())
-    last = runs.last_checkpoint(planned.folder)
-    if last.is_file() and not zipfile.is_zipfile(last):
-        print(f"{last} is damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
-        last.unlink()
-    if last.is_file():
-        print(f"goes on from {last}", flush=True)
-    trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    trainer.fit(model, datamodule=data, ckpt_path=_cut_short_at(planned.folder), weights_only=True)
     clock.append(time.perf_counter())
-    metrics, best = dict(model.last_training), planned.folder / "checkpoints" / "best.ckpt"
-    load_weights(model, best)
-    if model.calibration != "none":
-        metrics |= calibrate(trainer, model, data)
-    found, predictions = score(trainer, model, data)
+    best = planned.folder / "checkpoints" / "best.ckpt"
+    metrics = _tested(best, data, model, trainer)
     clock.append(time.perf_counter())
-    metrics |= found
-    for name, sign in (("accuracy", 1), ("log_loss", -1)):
-        metrics[f"gap/segment/{name}"] = sign * (metrics[f"train/segment/{name}"] - metrics[f"test/segment/{name}"])
-    records.write_predictions(planned.folder, predictions, data.facts.classes)
     throughput: dict[str, float] = {}
     for watcher in watching:
         throughput |= watcher.result() if hasattr(watcher, "result") else {}
     names = ("setup", "fit", "test")
     seconds = {name: round(after - before, 3) for name, before, after in zip(names, clock, clock[1:], strict=False)}
-    more = {"tuned": tuned, "halved": halved(planned.folder), "best_epoch": _epoch_of(best), "wandb": wandb_run.told()}
+    more = {
+        "tuned": tuned,
+        "recipe": recipe,
+        "halved": halved(planned.folder),
+        "best_epoch": _epoch_of(best),
+        "wandb": wandb_run.told(),
+    }
     record = RunRecord(
         schema=records.SCHEMA,
         status="done",
@@ -85,6 +79,34 @@ def fit(planned: Plan) -> RunRecord:
     return record
 
 
+def _tested(best: Path, data: Any, model: Any, trainer: Any) -> dict[str, float]:
+    """Test the best epoch: give all metrics of the run, and write its predictions."""
+    from musicnet_eval.evaluate import calibrate, load_weights, score
+
+    metrics = dict(model.last_training)
+    load_weights(model, best)
+    if model.calibration != "none":
+        metrics |= calibrate(trainer, model, data)
+    found, predictions = score(trainer, model, data)
+    metrics |= found
+    for name, sign in (("accuracy", 1), ("log_loss", -1)):
+        metrics[f"gap/segment/{name}"] = sign * (metrics[f"train/segment/{name}"] - metrics[f"test/segment/{name}"])
+    records.write_predictions(best.parent.parent, predictions, data.facts.classes)
+    return metrics
+
+
+def _cut_short_at(folder: Path) -> str | None:
+    """Name the checkpoint from which a run goes on, if it was cut short."""
+    last = runs.last_checkpoint(folder)
+    if last.is_file() and not zipfile.is_zipfile(last):
+        print(f"{last} is damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
+        last.unlink()
+    if not last.is_file():
+        return None
+    print(f"goes on from {last}", flush=True)
+    return str(last)
+
+
 def _epoch_of(checkpoint: Path) -> int:
     """Give the epoch, from 0, of a checkpoint's weights."""
     import torch
@@ -107,22 +129,29 @@ def _facts(planned: Plan, data: Any, model: Any, trainer: Any) -> dict[str, Any]
     }
 
 
-def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
-    """Build data, model and trainer, and the callbacks that the config adds."""
+def _data(planned: Plan) -> Any:
+    """Build the data module, with all seeds set."""
     import lightning
     import torch
 
-    from musicnet_eval import callbacks, checkpoints, failures, summary
-    from musicnet_eval.trainers import check_monitor, make_trainer
+    from musicnet_eval.trainers import check_monitor
 
     config = planned.config
-    sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
-    check_monitor(config["monitor"], config["monitor_mode"], sweeping=sweeping)
+    check_monitor(config["monitor"], config["monitor_mode"], sweeping=sweeping())
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
     data.setup()
+    return data
+
+
+def _build(planned: Plan, data: Any) -> tuple[Any, Any, list[Any]]:
+    """Build model and trainer, and the callbacks that the config adds."""
+    from musicnet_eval import callbacks, checkpoints, failures, summary
+    from musicnet_eval.trainers import make_trainer
+
+    config = planned.config
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     watching = [configs.build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
     fixed = [callbacks.StepSeed(config["seed"]), callbacks.Heartbeat(planned.folder), summary.RunSummary()]
@@ -139,7 +168,7 @@ def _build(planned: Plan) -> tuple[Any, Any, Any, list[Any]]:
         default_root_dir=str(planned.folder),
         enable_checkpointing=True,
     )
-    return data, model, trainer, watching
+    return model, trainer, watching
 
 
 def _loggers(planned: Plan) -> Any:

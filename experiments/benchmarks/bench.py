@@ -243,16 +243,6 @@ def ratio(seconds: dict[str, list[float]]) -> float:
 # --- what comes out -----------------------------------------------------------------------------------------------------------
 
 
-def processor() -> str:
-    """Name the processor, as the system knows it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def show(figures: list[Figure]) -> None:
     """Print the figures as a table in the terminal."""
     table = Table("figure", "measured", "target", "met", "note", title="Speed")
@@ -285,7 +275,8 @@ Written by `{command}` itself; do not edit. Repeat with `make bench`, or in abou
 Ratios are of medians. The two sides took turns (bare, ours, bare, ours, …) within one call, so that whatever else the machine
 did slowed both. Absolute times are of a shared, noisy machine and mean little by themselves.
 
-- Machine: {os.cpu_count()} cores, {processor()}, {platform.system()} {platform.machine()}; load average at the end {load}.
+- Machine: {os.cpu_count()} cores, {environment.processor()}, {platform.system()} {platform.machine()};
+  load average at the end {load}.
 - Date: {time.strftime("%Y-%m-%d")}, commit {commit}; the whole measurement took {seconds / 60:.1f} min.
 - Versions: {versions}.
 - Data: {data}. One CPU thread on both sides.
