@@ -107,11 +107,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], plain)
 
 
-def without_secrets(config: DictConfig) -> dict[str, Any]:
-    """Resolve a config for writing down, with `***` in place of anything that smells of a secret.
+def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a resolved config for writing down, with `***` in place of anything that smells of a secret.
 
     That is: a value whose key says so, one read from an environment variable whose name says so, and one that equals such a
     variable's value.
+
+    Args:
+        config: As composed, which tells what came from an environment variable.
+        values: The same, resolved.
     """
     secrets = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
 
@@ -127,7 +131,7 @@ def without_secrets(config: DictConfig) -> dict[str, Any]:
         return "***" if from_env or named or held else value
 
     raw = OmegaConf.to_container(config, resolve=False)
-    return cast(dict[str, Any], masked("", raw, resolved(config)))
+    return cast(dict[str, Any], masked("", raw, dict(values)))
 
 
 def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:

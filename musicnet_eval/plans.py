@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from musicnet_eval import configs, records, runs
 from musicnet_eval.contracts import Track
@@ -18,6 +21,9 @@ from musicnet_eval.errors import DataError
 from musicnet_eval.weights import weight_hashes
 
 UNINDEXED = "unindexed"  # stands for the index fingerprint of a run whose data could not be listed
+LISTED_SECONDS = 60.0  # for how long the jobs of a sweep may share one listing of their tracks
+
+_listings: dict[str, tuple[float, list[Track]]] = {}
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,66 @@ def plan(config: DictConfig) -> Plan:
     plain = configs.resolved(config)
     configs.check(plain)
     configs.import_plugins(plain["plugins"])
-    tracks = configs.build(plain["data"]["index"], "data.index")
-    if not isinstance(tracks, list) or not all(isinstance(track, Track) for track in tracks):
-        raise DataError(f"data.index={plain['data']['index'].get('_target_')} must return a list of Track.")
+    tracks = _listed(plain["data"]["index"])
     settings = split_settings(plain["data"], tracks)
     plain["data"]["protocol"] = settings["protocol"]
     split, faults = planted.plant(assign_splits(tracks, **settings), **plain["data"]["plant"])
     return replace(_named(config, plain, split, fingerprint(split), fingerprint(tracks)), faults=faults)
 
 
+def _listed(node: dict[str, Any]) -> list[Track]:
+    """List the tracks; the jobs of a sweep that come one right after the other have them listed once."""
+    key, now = f"{Path.cwd()} {records.canonical(node)}", time.monotonic()
+    if sweeping() and key in _listings and now - _listings[key][0] < LISTED_SECONDS:
+        return _listings[key][1]
+    tracks = configs.build(node, "data.index")
+    if not isinstance(tracks, list) or not all(isinstance(track, Track) for track in tracks):
+        raise DataError(f"data.index={node.get('_target_')} must return a list of Track.")
+    if sweeping():
+        _listings[key] = (now, tracks)
+    return tracks
+
+
+def forget_listings() -> None:
+    """Have tracks listed anew, as at the start of a sweep."""
+    _listings.clear()
+
+
+def job_config(loader: ConfigLoader, sweep: DictConfig, number: int, overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of one job of a sweep, Hydra's node included.
+
+    Args:
+        loader: Hydra's.
+        sweep: The sweep's own config.
+        number: The job's place in the sweep, from 0.
+        overrides: The job's.
+    """
+    config = loader.load_sweep_config(sweep, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id, config.hydra.job.num = str(number), number
+    return config
+
+
+@contextlib.contextmanager
+def as_job(config: DictConfig) -> Iterator[DictConfig]:
+    """Let a composed config be Hydra's present one for a while, and lend what its task would be given.
+
+    Args:
+        config: As `job_config` gives it.
+    """
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    finally:
+        HydraConfig.instance().cfg = before
+
+
 def _named(config: DictConfig, plain: dict[str, Any], tracks: list[Track], split_index: str, index: str) -> Plan:
     choices = _choices(plain)
     weights = weight_hashes(plain["backbone"], plain["backbone_options"])
     signature = records.signature(plain, split_index, weights)
-    written = configs.without_secrets(config)
+    written = configs.without_secrets(config, plain)
     written["data"]["protocol"] = plain["data"]["protocol"]
     leaf = runs.leaf(choices["backbone"], choices["loss"], choices["seed"], signature)
     return Plan(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -16,12 +19,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from musicnet_eval import configs, jobs, launchers, records
+from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs
 from musicnet_eval.errors import MusicnetError
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Keys that move runs to another folder: a sweep over one of them has no one folder, and no plan.
 PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "paths.runs"}
+FEW = 8  # jobs that are looked at faster one after the other
+
+_sweep: DictConfig  # whose jobs are looked at
 
 
 class SweepTables(Callback):
@@ -50,8 +56,16 @@ class SweepTables(Callback):
             return
         self.folders.add(folder)
         self.planned = True
-        print(forecast(folder, planned), flush=True)
+        done = done_by_overrides(folder, planned)
+        print(forecast(folder, planned, done), flush=True)
         jobs.plan(folder, planned)
+        plans.forget_listings()
+        if done == len(planned) and (found := finished(config, planned)):
+            for run in found:
+                print(f"done already: {run}")
+            self.jobs = len(found)
+            self.on_multirun_end(config)
+            raise SystemExit(0)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
@@ -115,23 +129,65 @@ def planned_jobs(config: DictConfig) -> list[list[str]] | None:
     return [configs.overrides_without_secrets(job) for job in batch]
 
 
-def forecast(folder: Path, planned: Sequence[Sequence[str]]) -> str:
+def done_by_overrides(folder: Path, planned: Sequence[Sequence[str]]) -> int:
+    """Count the jobs whose overrides are those of a whole run: quick, and true unless a default or the data has changed since."""
+    known = jobs.by_overrides(_whole(folder))
+    return sum(tuple(sorted(job)) in known for job in planned)
+
+
+def finished(config: DictConfig, planned: Sequence[Sequence[str]]) -> list[Path] | None:
+    """Give the runs of a sweep that has nothing left to do, None when it has: each job's signature decides.
+
+    Hydra composes each job twice before it comes to the point; here it is once, and on all cores.
+
+    Args:
+        config: The sweep's own config.
+        planned: The overrides of each job.
+    """
+    _share(config)
+    if len(planned) <= FEW or "torch" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
+        found = list(map(_done, range(len(planned)), planned))  # a process with threads of its own is not to be forked
+    else:
+        fork = multiprocessing.get_context("fork")  # what is shared is there without being sent
+        try:
+            with ProcessPoolExecutor(environment.cores(), fork) as pool:
+                found = list(pool.map(_done, range(len(planned)), planned, chunksize=8))
+        except BrokenExecutor:  # a plugin has ended its process; the job itself will say so
+            return None
+    return None if None in found else cast(list[Path], found)
+
+
+def _share(config: DictConfig) -> None:
+    global _sweep
+    _sweep = config
+
+
+def _done(number: int, overrides: Sequence[str]) -> Path | None:
+    """Give the run folder of a job that is done, and enrol it."""
+    with contextlib.suppress(Exception, SystemExit):  # whatever keeps a job from being planned is told when its turn comes
+        config = plans.job_config(GlobalHydra.instance().config_loader(), _sweep, number, overrides)
+        with plans.as_job(config) as asked:
+            planned = plans.plan(asked)
+        if not config.run.force and runs.is_done(planned.folder, planned.signature):
+            jobs.enrol(planned.folder.parent, planned.overrides, planned.folder.name)
+            return planned.folder
+    return None
+
+
+def forecast(folder: Path, planned: Sequence[Sequence[str]], done: int) -> str:
     """Say how many jobs there are, how many of them are done by their overrides, and what the rest may take.
 
     Time and disk are the means of the whole runs in the folder; where there is none, nothing is said of them.
     """
-    runs = [run for run in _children(folder) if (run / records.RESULT).is_file()]
-    known = jobs.by_overrides(runs)
-    done = sum(tuple(sorted(job)) in known for job in planned)
     text = f"sweep: {len(planned)} jobs, {done} of them done already by their overrides"
+    left = len(planned) - done
     seconds, size = [], 0
-    for run in runs:
+    for run in _whole(folder) if left else []:
         with contextlib.suppress(MusicnetError, OSError):
             told = records.read_result(run)["seconds"].get("total")
             seconds.append(float(told or 0))
             size += sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
-    left = len(planned) - done
-    if not seconds or not left:
+    if not seconds:
         return text
     minutes, megabytes = left * sum(seconds) / len(seconds) / 60, left * size / len(seconds) / 1e6
     return f"{text}; the rest takes about {minutes:.1f} min and {megabytes:.0f} MB if it is like the {len(seconds)} runs here"
@@ -142,7 +198,7 @@ def unfinished(folder: Path) -> tuple[int, int]:
     ledger = jobs.read(folder)
     if ledger is None:
         return 0, 0
-    known = jobs.by_overrides(run for run in _children(folder) if (run / records.RESULT).is_file())
+    known = jobs.by_overrides(_whole(folder))
     named = {key: folder / run for key, run in ledger.runs.items()}
     keys = [tuple(sorted(job)) for job in ledger.jobs]
     whole = sum(records.state(named[key]) == "done" if key in named else key in known for key in keys)
@@ -157,6 +213,10 @@ def _folder(config: DictConfig, hydra: DictConfig | None = None) -> Path | None:
         group = settings.runtime.choices.get("experiment") or config.data.name
         return given if given != base else base / str(group).replace("/", "_")
     return None
+
+
+def _whole(folder: Path) -> list[Path]:
+    return [run for run in _children(folder) if (run / records.RESULT).is_file()]
 
 
 def _children(folder: Path) -> list[Path]:

@@ -16,19 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from musicnet_eval import environment, jobs
+from musicnet_eval import environment, jobs, plans
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.launchers import gpus, workers
 from musicnet_eval.launchers.collecting import Collecting, Jobs
 from musicnet_eval.launchers.gpus import Lease
 from musicnet_eval.launchers.progress import Progress
 from musicnet_eval.launchers.workers import Job, Worker
-from musicnet_eval.plans import Plan, plan, unindexed
+from musicnet_eval.plans import Plan
 
 MOST_ON_CPU = 4  # jobs at once by default: each takes about a gigabyte
 TICK = 0.1  # seconds between two looks at what runs
@@ -155,25 +154,16 @@ class ProcessLauncher(Collecting):
         return any(worker.job.log == job.log for worker in self.running) or workers.is_locked(job.log.parent)
 
     def _plan(self, number: int, overrides: Sequence[str]) -> Job:
-        """Compose a job's config and give it its name and place, without what would take memory while it waits."""
+        """Compose a job's config, and give the job its name and place."""
         assert self.hydra_context is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(number), number
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
-        try:
-            planned: Plan | None = replace(plan(config), tracks=[], faults=())
-            return Job(number, overrides, config, planned, indexed=True)
-        except (
-            Exception,
-            SystemExit,
-        ):  # the job's own process meets the same, says what it is, and records it where the plan below has its place
-            with contextlib.suppress(Exception):
-                return Job(number, overrides, config, unindexed(config), indexed=False)
-            return Job(number, overrides, config, None, indexed=False)
-        finally:
-            HydraConfig.instance().cfg = before
+        config = plans.job_config(self.hydra_context.config_loader, self.config, number, overrides)
+        with plans.as_job(config) as asked:
+            try:
+                return Job(number, overrides, config, _light(plans.plan(asked)), indexed=True)
+            except (Exception, SystemExit):  # its own process meets the same, says what it is, and records it in the place below
+                with contextlib.suppress(Exception):
+                    return Job(number, overrides, config, _light(plans.unindexed(asked)), indexed=False)
+                return Job(number, overrides, config, None, indexed=False)
 
     def _passed_over(self, job: Job) -> bool:
         """Say whether a job needs no process, since its run is whole, and note its outcome."""
@@ -220,7 +210,8 @@ class ProcessLauncher(Collecting):
 
     def _judge(self, worker: Worker, *, stopping: bool) -> None:
         """Note what became of a job whose process has ended."""
-        if not worker.job.indexed and worker.process.returncode == 0:  # its data has turned up meanwhile
+        if worker.process.returncode == 0 and not worker.job.done():  # its data has turned up, or changed, meanwhile
+            plans.forget_listings()
             worker.job = self._plan(worker.job.number, worker.job.overrides)
         reason = worker.verdict(stopping=stopping)
         if reason:
@@ -243,6 +234,11 @@ class ProcessLauncher(Collecting):
             self.folders.add(place)
             told.cfg, told.hydra_cfg = job.config, job.config
         self.returns[job.number] = told
+
+
+def _light(planned: Plan) -> Plan:
+    """Leave out of a plan what would take memory while it waits."""
+    return replace(planned, tracks=[], faults=())
 
 
 def _environment(jobs_at_once: int) -> dict[str, str]:
