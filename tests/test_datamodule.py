@@ -68,8 +68,8 @@ class _Silence(nn.Module):
 class _Trainer:
     """What the data module reads of a trainer."""
 
-    global_rank, world_size, accumulate_grad_batches, global_step = 0, 1, 1, 0
-    fit_loop = SimpleNamespace(total_batch_idx=-1)
+    global_rank, world_size, accumulate_grad_batches, global_step, limit_train_batches = 0, 1, 1, 0, 1.0
+    fit_loop = SimpleNamespace(total_batch_idx=-1, batch_idx=-1, restarting=False)
 
     def __init__(self, *, training: bool) -> None:
         self.training = training
@@ -104,6 +104,7 @@ def test_epochs_follow_the_steps_taken(tones: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (2, "fork"), (2, "spawn")])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.slow
 def test_workers_read_the_same(tones: Path, tmp_path: Path, workers: int, start: str, channels: int) -> None:
     """Also in the second epoch, as of a run that goes on."""
     alone, helped = (make(tones, tmp_path, num_workers=n, channels=channels) for n in (0, workers))

@@ -78,6 +78,14 @@ def test_train_order_changes_by_epoch_and_repeats() -> None:
     assert rows(0) != rows(0, seed=1)
 
 
+def test_an_epoch_that_was_cut_goes_on_after_what_is_done() -> None:
+    def rows(done: int) -> list[list[int]]:
+        return [request.rows.tolist() for request in TrainOrder(50, 8, 0, lambda: 2, done=lambda: done)]
+
+    assert rows(3) == rows(0)[3:]
+    assert len(TrainOrder(50, 8, 0, lambda: 2, done=lambda: 3)) == 7  # of the whole epoch, by which its end is known
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_eval_order_counts_each_row_once(world: int) -> None:
     seen = [row for rank in range(world) for request in EvalOrder(10, 4, rank, world) for row in request.rows.tolist()]
