@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import submitit
 from hydra.core.singleton import Singleton
@@ -114,6 +114,12 @@ class SlurmLauncher(_Queue):
     """Run each job as one of Slurm's."""
 
     _EXECUTOR = "slurm"
+
+    def __call__(self, *args: Any) -> JobReturn:
+        """Do one job, on its node."""
+        # Lightning then leaves Slurm alone: it starts the ranks of several GPUs by itself; submitit puts jobs back in the queue.
+        os.environ["SLURM_JOB_NAME"] = "interactive"
+        return cast(JobReturn, super().__call__(*args))
 
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs and give the outcome of each, in order."""

@@ -1,0 +1,174 @@
+"""Launchers and sweepers of other packages, with the packages themselves; of Slurm there is a small stand-in (`fake_slurm`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from musicnet_eval import records
+from tests import fake_slurm
+from tests.conftest import TINY, Command
+
+KILL = """
+import os, pathlib, signal
+from lightning.pytorch.callbacks import Callback
+
+
+class Kill(Callback):
+    '''Kill the process of seed 1 in its second epoch, once; count the epochs that are begun.'''
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer, module):
+        with open(f"epochs{self.seed}", "a") as file:
+            file.write(f"{trainer.current_epoch} ")
+        if self.seed == 1 and trainer.current_epoch == 1 and not pathlib.Path("killed").exists():
+            pathlib.Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+BROKEN = """
+import pathlib, torch
+
+
+class Loss(torch.nn.CrossEntropyLoss):
+    def forward(self, scores, label):
+        if not pathlib.Path("mended").exists():
+            raise RuntimeError("not mended yet")
+        return super().forward(scores, label)
+"""
+
+
+def tiny(tones: Path) -> list[str]:
+    return ["-m", "data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["joblib", "submitit_local", "submitit_slurm"])
+def test_a_killed_job_stops_no_tables_and_is_made_good(
+    engine: str,
+    tones: Path,
+    train: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "kill.py").write_text(KILL)
+    killing = ("plugins=[kill]", "+callbacks.kill._target_=kill.Kill", "+callbacks.kill.seed=${seed}")
+    sweep = [*tiny(tones), *killing, "trainer.max_epochs=3", "seed=0,1"]
+    (tmp_path / "killed").touch()
+    assert train(*sweep, "hydra.sweep.dir=whole") == 0
+    (tmp_path / "killed").unlink()
+    for seed in (0, 1):
+        (tmp_path / f"epochs{seed}").unlink()
+    fake_slurm.install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}{os.pathsep}{os.environ['PATH']}")
+
+    asked = (*sweep, "hydra.sweep.dir=cut", f"hydra/launcher={engine}")
+    assert train(*asked) == 1
+    told = capfd.readouterr()
+    assert "was killed, and its neighbours with it" in told.err if engine == "joblib" else "lost: " in told.err
+    assert "Traceback" not in told.err.partition("lost: ")[0]
+    assert "of 2 runs failed" in told.err
+    assert train(*asked) == 0
+    assert "Traceback" not in capfd.readouterr().err
+    assert (tmp_path / "cut/report.html").is_file()
+
+    epochs = {seed: (tmp_path / f"epochs{seed}").read_text() for seed in (0, 1)}
+    assert epochs[1] == "0 1 1 2 "
+    if engine != "joblib":
+        assert epochs[0] == "0 1 2 "
+    for whole in records.find_runs([tmp_path / "whole"]):
+        cut = tmp_path / "cut" / whole.name
+        assert records.read_result(cut)["metrics"] == records.read_result(whole)["metrics"]
+        assert (cut / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    if engine == "submitit_slurm":
+        (script, *_) = sorted((tmp_path / "slurm").glob("*.sh"))
+        asked_for = script.read_text()
+        for option in ("--cpus-per-task=4", "--gpus-per-node=1", "--mem=16GB", "--time=720", "--signal=USR2@120"):
+            assert f"#SBATCH {option}\n" in asked_for
+
+
+def optuna(tones: Path, *more: str) -> list[str]:
+    rate = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+    return [*tiny(tones), "hydra/sweeper=optuna", rate, "+hydra.sweeper.sampler.n_startup_trials=2", *more]
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_and_counts_failed_trials(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sometimes.py").write_text(BROKEN)
+    (tmp_path / "more/loss").mkdir(parents=True)
+    (tmp_path / "more/loss/sometimes.yaml").write_text("_target_: sometimes.Loss\n")
+    given = ("--config-dir=more", *optuna(tones, "plugins=[sometimes]", "hydra.sweeper.n_trials=5"))
+    either = "loss=cross_entropy,sometimes"
+
+    assert train(*given, "loss=sometimes", "hydra.sweeper.n_trials=1") == 1
+    told = capsys.readouterr()
+    assert "optuna: No trials are completed yet" in told.err
+    assert "1 of 1 runs failed" in told.err
+    assert "Traceback" not in told.err
+
+    assert train(*given, either) == 1
+    told = capsys.readouterr()
+    assert "best trial: " in told.out
+    assert "loss=cross_entropy" in told.out.partition("best trial: ")[2].splitlines()[0]
+    states = Counter(records.state(run) for run in records.find_runs([tmp_path / "runs"]))
+    assert states["done"] + states["failed"] == 6  # the one before, and 5 trials
+    assert states["done"] >= 1
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+
+    # The failed runs are mended: what was done is not repeated, and the search has other numbers to go by from there on.
+    (tmp_path / "mended").touch()
+    assert train(*given, either) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    # Asked for once more, the sampler asks for the same five points: nothing is left to do.
+    capsys.readouterr()
+    assert train(*given, either) == 0
+    assert capsys.readouterr().out.count("done already: ") == 5
+
+
+@pytest.mark.slow
+def test_a_search_by_processes(tones: Path, train: Command, tmp_path: Path) -> None:
+    asked = optuna(tones, "hydra.sweeper.n_trials=2", "hydra/launcher=process", "hydra.launcher.n_jobs=2")
+    assert train(*asked) == 0
+    rates = {records.read_result(run)["config"]["optimizer"]["lr"] for run in records.find_runs([tmp_path / "runs"])}
+    assert len(rates) == 2
+    assert train(*asked) == 0
+    assert {json.loads(path.read_text())["attempt"] for path in tmp_path.rglob("status.json")} == {1}
+
+
+@pytest.mark.parametrize(
+    ("asked", "package", "extra"),
+    [
+        ("hydra/launcher=joblib", "hydra_plugins.hydra_joblib_launcher", "joblib"),
+        ("hydra/launcher=submitit_slurm", "submitit", "slurm"),
+        ("hydra/launcher=ray", "ray", "ray"),
+        ("hydra/sweeper=optuna", "optuna", "optuna"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    asked: str, package: str, extra: str, train: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("musicnet_eval.launchers.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert train("-m", "seed=0,1", asked) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert told.err.startswith(f"error: {asked} needs a package that is not there")
+    assert f"pip install 'musicnet-eval[{extra}]'" in told.err
+
+
+def test_slurm_is_missed(
+    train: Command, tones: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert train(*tiny(tones), "seed=0,1", "hydra/launcher=submitit_slurm") == 2
+    assert "needs Slurm's sbatch, srun, sacct" in capsys.readouterr().err
