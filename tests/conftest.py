@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,16 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         return 0
 
     return command
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Start a headless Chromium, once for all pages."""
+    from tests.browsing import start
+
+    chrome = start()
+    yield chrome
+    chrome.quit()
 
 
 def only_run(folder: Path) -> Path:

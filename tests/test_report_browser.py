@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests.browsing import lightness, opened, overflow, quiet
 from tests.fake_runs import write_audit, write_failed, write_hardest, write_run
 from tests.test_report import write
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    """Start the browser that the system has; `make browser` installs one."""
-    binary = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    assert binary, "no Chromium on PATH: run `make browser`"
-    assert driver, "no chromedriver on PATH: run `make browser`"
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium's sandbox refuses the root user
-    # With both paths given, Selenium looks for no driver of its own on the network.
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")
@@ -59,33 +34,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "report.html").as_uri()
 
 
-def opened(browser: webdriver.Chrome, address: str, width: int = 1200, dark: bool = False) -> None:
-    """Open a page at a width, in light or dark."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    browser.get(address)
-
-
-def quiet(browser: webdriver.Chrome) -> None:
-    """Check that the page said nothing on the console and asked for nothing but itself."""
-    assert browser.get_log("browser") == []
-    sent = [entry["message"] for entry in browser.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
-    assert len([message for message in sent if '"url":"data:' not in message]) == 1  # the page itself
-
-
 def column(browser: webdriver.Chrome, number: int) -> list[str]:
     cells = browser.find_elements(By.CSS_SELECTOR, f"table.sortable tbody tr > :nth-child({number})")
     return [cell.text for cell in cells[:4]]  # of the first table
-
-
-def overflow(browser: webdriver.Chrome) -> Any:
-    """Give by how many pixels the page is wider than the window."""
-    root = "document.documentElement"
-    return browser.execute_script(f"return {root}.scrollWidth - {root}.clientWidth")
 
 
 def test_opens_silently_and_loads_nothing(browser, page):
@@ -163,7 +114,6 @@ def test_all_is_open_on_paper(browser, page):
 def test_nothing_is_wider_than_the_window(browser, page, width, dark):
     opened(browser, page, width, dark)
     assert overflow(browser) == 0
-    ink, paper = (browser.find_element(By.TAG_NAME, "body").value_of_css_property(name) for name in ("color", "background-color"))
-    light = [sum(map(float, colour.partition("(")[2].rstrip(")").split(",")[:3])) for colour in (ink, paper)]
-    assert (light[0] > light[1]) == dark
+    ink, paper = lightness(browser)
+    assert (ink > paper) == dark
     quiet(browser)
