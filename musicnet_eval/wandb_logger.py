@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -124,18 +125,19 @@ class RunLogger(WandbLogger):
         folder = self.run.folder
         with wandb_run.guarded("write the results"):
             self.experiment.summary.update(wandb_tables.summary(record, self.run.config["monitor"]))
-        with wandb_run.guarded("log tables and pictures"):
-            wandb_tables.log_all(
-                self.experiment,
-                folder,
-                record,
-                lambda song: (data.clip(place[song], self.audio_seconds), data.sample_rate),
-                hardest=self.hardest,
-                megabytes=self.media_megabytes,
-            )
+        show = partial(
+            wandb_tables.log_all,
+            self.experiment,
+            folder,
+            record,
+            lambda song: (data.clip(place[song], self.audio_seconds), data.sample_rate),
+            hardest=self.hardest,
+            megabytes=self.media_megabytes,
+        )
+        wandb_run.bounded("log tables and pictures", show)  # tables are artifacts, of which wandb asks the server
         for name in self.checkpoints:
-            with wandb_run.guarded(f"keep checkpoint {name}"):
-                self._keep(folder / "checkpoints" / f"{name}.ckpt", name, record)
+            keep = partial(self._keep, folder / "checkpoints" / f"{name}.ckpt", name, record)
+            wandb_run.bounded(f"keep the checkpoint '{name}'", keep)
 
     def _keep(self, file: Path, name: str, record: RunRecord) -> None:
         """Log a checkpoint as a version of the artifact `model-<signature>`, if the run keeps it."""

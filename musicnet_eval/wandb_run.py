@@ -20,8 +20,9 @@ After the test (`TABLES`; a chart's table has `_table` behind its name)
 
 What goes wrong in W&B is said on stderr, recorded (`status.json` and the record's facts: `wandb`) and never raised, but for what
 the user wrote wrongly. What it can cost a run is bounded: beginning by `init_seconds` (a server that did not answer is asked
-again by a later run of the same process after five minutes), logging by nothing, since wandb's own process does the sending,
-ending by `finish_seconds`. Whatever was not sent lies on disk for `wandb sync`.
+again by a later run of the same process after five minutes), logging by nothing, since wandb's own process does the sending; what
+waits for the server (tables after the test, checkpoints, the end) by `finish_seconds`, and once that was in vain by a few seconds
+each. Whatever was not sent lies on disk for `wandb sync`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,13 @@ TABLES = (f"{CONFUSION}_table", CLASSES, PREDICTIONS, HARDEST, f"{RELIABILITY}_t
 STATES = {0: "done", 1: "failed"}  # by exit code; any other is that of a signal
 
 ASK_AGAIN_SECONDS = 300.0  # after a server did not answer
+GRACE_SECONDS = 5.0  # that wandb itself may take beyond its own time limit
+FLUSH_SECONDS = 2.0  # after so long, what was logged is on disk
 QUIET = {  # wandb's settings that `settings` of the logger may overrule
     "silent": True,  # what matters is said in our own words, once; wandb's stand in the logs/ of its folder
     "console": "off",  # a progress bar of many hours would be uploaded
     "disable_git": True,  # config has commit and branch; wandb would upload the whole difference to it
+    "x_transaction_log_flush_interval": FLUSH_SECONDS,
 }
 
 
@@ -67,6 +72,7 @@ class Session:
 
     run: Any
     told: dict[str, Any]
+    patience: float = 30.0  # seconds that its end may take, and so may whatever else asks the server
     troubles: list[str] = field(default_factory=list)
 
 
@@ -123,12 +129,11 @@ def start(
             return _present.run
         finish(1, "another run began before this one was finished")
     wanted = mode(offline)
-    given = {**QUIET, "init_timeout": init_seconds, "finish_timeout": finish_seconds, "finish_timeout_raises": True}
-    given |= dict(settings or {})
-    _check_settings(given)
+    given = _settings(settings or {}, init_seconds, finish_seconds)
     save_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its makers' own statistics would hold up the end where they hang
     told: dict[str, Any] = {"id": asked["id"], "project": asked["project"], "group": asked.get("group"), "asked": wanted}
-    _present = Session(None, told)
+    _present = Session(None, told, finish_seconds)
     try:
         with _masked_arguments():
             run = _begin(wanted, {"dir": str(save_dir), "resume": "allow", "settings": given, **asked})
@@ -161,6 +166,7 @@ def _begin(wanted: str, asked: dict[str, Any]) -> Any:
             except Exception as error:  # whatever the server or the way to it does: the run does not depend on it
                 reason = f"{type(error).__name__}: {_first_line(error)}"
                 _unreachable = (time.monotonic(), reason)
+                _leave_service()  # it holds on to the run's id
         _note(f"could not begin online, and goes on offline ({reason})")
         wanted = "offline"
     if wanted == "offline":
@@ -195,14 +201,19 @@ def _define(run: Any) -> None:
             run.define_metric(name, step_metric=EPOCH, step_sync=True)
 
 
-def _check_settings(given: Mapping[str, Any]) -> None:
+def _settings(given: Mapping[str, Any], init_seconds: float, finish_seconds: float) -> dict[str, Any]:
+    """Lay what the user says over our own settings, and check it."""
     import wandb
 
+    ours = {name: value for name, value in QUIET.items() if name in wandb.Settings.model_fields}  # names with x_ may go
+    times = {"init_timeout": init_seconds, "finish_timeout": finish_seconds, "finish_timeout_raises": True}
+    settings = {**ours, **times, **given}
     try:
-        wandb.Settings(**given)
+        wandb.Settings(**settings)
     except Exception as error:  # pydantic's, or one of wandb's own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"wandb refuses a setting ({reason}). Mend logger.wandb.settings.*") from None
+    return settings
 
 
 def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | None:
@@ -220,19 +231,31 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
         with guarded("write its summary"):
             run.summary[STATE] = STATES.get(exit_code, "interrupted")
             if error:
-                run.summary[ERROR] = _masked(error)
-        with guarded("upload everything in time"):
-            _finish(run, exit_code)
+                run.summary[ERROR] = _masked(_first_line(error))
+        bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
+        if session.told["mode"] == "online" and session.troubles:
+            _leave_service()
         _say_how_to_sync(session)
     _present = None
     return told_of(session)
 
 
-def _finish(run: Any, exit_code: int) -> None:
-    try:
-        run.finish(exit_code=exit_code)
-    except KeyboardInterrupt:  # a second Ctrl-C: whoever presses it does not want to wait for uploads
-        raise TimeoutError("interrupted") from None
+def _leave_service() -> None:
+    """End wandb's service process: while it tries to send, it would keep a new run, or the end of this process, waiting.
+
+    `wandb.teardown` takes itself out of what is done at exit, and then waits; a thread may do that. A service that goes on trying
+    is killed: it would outlive this process and keep its output open. What it has been told is on disk by then.
+    """
+    import wandb
+
+    service = getattr(getattr(wandb.setup(), "_connection", None), "_proc", None)
+    process = getattr(service, "_process", None)  # wandb hands it out no other way
+    thread = threading.Thread(target=wandb.teardown, daemon=True)
+    thread.start()
+    thread.join(FLUSH_SECONDS + 1.0)
+    if thread.is_alive() and process is not None:
+        process.kill()
+        thread.join(1.0)
 
 
 def _say_how_to_sync(session: Session) -> None:
@@ -264,6 +287,39 @@ def guarded(what: str) -> Iterator[None]:
         _note(f"could not {what} ({type(error).__name__}: {_first_line(error)})")
 
 
+def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
+    """Do, guarded, what may ask the server: in a thread of its own, left behind when the session's patience is at its end.
+
+    After a wait in vain the session's patience is short.
+
+    Args:
+        what: It, for the message.
+        do: Does it.
+        grace: Seconds beyond the session's patience.
+    """
+    left = threading.Event()
+
+    def work() -> None:
+        try:
+            do()
+        except Exception as error:
+            if not left.is_set():
+                _note(f"could not {what} ({type(error).__name__}: {_first_line(error)})")
+
+    seconds = (_present.patience if _present is not None else 0.0) + grace
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join(seconds)
+    except KeyboardInterrupt:  # a second Ctrl-C: whoever presses it does not want to wait
+        seconds = 0.0
+    if thread.is_alive():
+        left.set()
+        _note(f"could not {what} within {seconds:g} s, and does not wait for it")
+        if _present is not None:
+            _present.patience = min(_present.patience, GRACE_SECONDS)
+
+
 def _note(trouble: str) -> None:
     """Print and keep a trouble, each once."""
     text = _masked(trouble)
@@ -273,7 +329,7 @@ def _note(trouble: str) -> None:
         _present.troubles.append(text)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
 
 

@@ -46,8 +46,7 @@ def publish(folder: Path, board: Board, page: Path, options: Mapping[str, Any]) 
     except MusicnetError as error:
         print(f"no leaderboard in W&B: {error}", file=sys.stderr)
         return
-    with wandb_run.guarded("log the leaderboard"):
-        _log(run, board, page)
+    wandb_run.bounded("log the leaderboard", lambda: _log(run, board, page))
     told = wandb_run.finish()
     if told is not None:
         records.write_json(folder / KEPT, told)

@@ -1,6 +1,6 @@
 """A stand-in for the W&B server on the loopback: it takes a run as the real one would, or fails as one asks it to.
 
-    with Stub() as stub:                  # or Stub("errors"), Stub("hang"); stub.mode may change while it runs
+    with Stub() as stub:                  # or Stub("errors"), Stub("hang"), Stub(then="hang"): once a run has begun
         ... WANDB_BASE_URL=stub.url, WANDB_API_KEY=KEY, WANDB_MODE=online ...
     stub.runs["<run id>"]                 # what came in: config, group, history, summary, exit code, files
 
@@ -38,10 +38,11 @@ class Stub:
 
     Args:
         mode: `healthy`; `errors`: status 500 to everything; `hang`: no answer at all.
+        then: The mode from the moment on when a first run has begun.
     """
 
-    def __init__(self, mode: str = "healthy") -> None:
-        self.mode = mode
+    def __init__(self, mode: str = "healthy", then: str | None = None) -> None:
+        self.mode, self.then = mode, then
         self.runs: dict[str, Run] = {}
         self.asked: Counter[str] = Counter()  # operation or path → how often
         self.unknown: list[str] = []  # what was asked and not understood
@@ -113,7 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = self.path.partition("?")[0]
         if path == "/graphql":
-            self._answer(self._graphql(json.loads(body)))
+            asked = json.loads(body)
+            self._answer(self._graphql(asked))
+            if stub.then and stub.asked["UpsertBucket"]:
+                stub.mode = stub.then
         elif found := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path):
             self._stream(stub.run(found[3]), json.loads(body))
             self._answer({"limits": {}, "exitcode": None})
@@ -160,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _Viewer(self, given: dict[str, Any]) -> dict[str, Any]:
         team = {"edges": [{"node": {"name": "lab"}}]}
-        return {"viewer": {"id": "1", "entity": "lab", "username": "lab", "email": "lab@example.org", "flags": "{}", "teams": team}}
+        return {
+            "viewer": {"id": "1", "entity": "lab", "username": "lab", "email": "lab@example.org", "flags": "{}", "teams": team}
+        }
 
     def _GetDefaultEntity(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": {"entity": "lab", "id": "1"}}
@@ -248,4 +254,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:
         self.server_stub.views.append(given)
-        return {"upsertView": {"view": {"id": "Vmlldzox", "type": given.get("type"), "name": given.get("name")}, "inserted": True}}
+        return {
+            "upsertView": {"view": {"id": "Vmlldzox", "type": given.get("type"), "name": given.get("name")}, "inserted": True}
+        }
