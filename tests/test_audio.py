@@ -174,6 +174,7 @@ def test_max_seconds(tmp_path: Path, seconds: float) -> None:
     assert frames(tmp_path / "a.wav", 8000, seconds) == min(seconds, 3) * 8000
 
 
+@pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path: Path) -> None:
     """Stream an hour in a process of its own, and look at its peak memory."""
     soundfile.write(tmp_path / "hour.wav", np.tile(tone(8000, 60.0), 60), 8000)

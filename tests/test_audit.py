@@ -138,6 +138,7 @@ ALTERED: dict[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = {  #
 
 
 @pytest.mark.parametrize("how", ALTERED)
+@pytest.mark.slow
 def test_an_altered_copy_across_splits_is_a_leak(how: str, planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
     kind, begin, alter = ALTERED[how]
     planted.add("copy.wav", alter(song(4)), "blues", "test")
@@ -200,6 +201,7 @@ def test_groups_across_splits(planted: Planted) -> None:
     assert [file["id"] for file in found["files"]] == ["00.wav", "02.wav", "03.wav"]
 
 
+@pytest.mark.slow
 def test_nothing_alike_in_what_has_little_to_tell(planted: Planted) -> None:
     """Tones, fades, loops of different music, silence around it, and noise: none of them is another's copy."""
     time = np.arange(8 * RATE) / RATE
@@ -313,6 +315,7 @@ def test_checksums_are_verified(planted: Planted, capsys: pytest.CaptureFixture[
     assert re.search(r"changed: 1</strong>\s*<code>03.wav", page)
 
 
+@pytest.mark.slow
 def test_checksums_beside_the_audit(planted: Planted) -> None:
     """An override behind the bare flag is an override, not the file."""
     planted.audit("--write-checksums", "data.split_seed=1")
@@ -403,6 +406,7 @@ def test_the_page_is_whole_and_has_sounds(planted: Planted) -> None:
     assert "<audio" not in (planted.root / "out/audit.html").read_text(encoding="utf8")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tracks_make_a_small_page() -> None:
     """Lists are cut on the page, their totals told, and whole in the record."""
     splits = ("train", "val", "test")

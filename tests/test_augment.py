@@ -74,6 +74,7 @@ def test_every_choice_keeps_shapes_and_mixes_labels_only_where_it_says_so(choice
 
 
 @pytest.mark.parametrize("choice", SINGLE)
+@pytest.mark.slow
 def test_p_is_the_share_of_rows_that_are_changed(choice: str) -> None:
     def changed(p: float, rows: int) -> Tensor:
         results = augmented(Augment(steps(f"augment={choice}", f"augment.{choice}.p={p}"), 3), rows=rows)
@@ -252,6 +253,7 @@ def test_choices_compose_as_lists() -> None:
         (("augment=[gain,none]",), "gain"),
     ],
 )
+@pytest.mark.slow
 def test_a_run_says_which_augmentation_it_had(
     tones: Path, train: Command, tmp_path: Path, overrides: tuple[str, ...], named: str
 ) -> None:

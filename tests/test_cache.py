@@ -347,6 +347,7 @@ def _build_at_start(folder: Path, tracks: list[Track]) -> None:
     whole(DecodedCache(folder, 8000).build(tracks))
 
 
+@pytest.mark.slow
 def test_building_is_spawn_safe(tmp_path: Path) -> None:
     tracks = songs(tmp_path, 3)
     process = multiprocessing.get_context("spawn").Process(target=_build_at_start, args=(tmp_path / "cache", tracks))

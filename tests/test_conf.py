@@ -56,6 +56,7 @@ def test_spectrograms_build_and_run(choice: str) -> None:
     assert (len(image), *image.shape[2:]) == (2, 32, 48)
 
 
+@pytest.mark.slow
 def test_the_readme_states_the_shape_of_every_spectrogram() -> None:
     table = re.findall(
         r"^\| `(\w+)` \| (\d+) × (\d+) × (\d+) \|", (REPOSITORY / "README.md").read_text(encoding="utf8"), re.MULTILINE
@@ -83,6 +84,7 @@ def test_a_stack_is_composed_from_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("optimizer/", "scheduler/"))])
+@pytest.mark.slow
 def test_optimizers_and_schedules_build_and_step(choice: str) -> None:
     group, _, name = choice.partition("/")
     config = composed(f"{group}={name}")

@@ -134,6 +134,7 @@ def test_a_batch_that_does_not_fit_is_named_with_what_does(
     assert "OutOfMemoryError" in str(told["traceback"])
 
 
+@pytest.mark.slow
 def test_halved_equals_asked_for(train: Command, small: list[str], tmp_path: Path) -> None:
     """A run that was halved twice has the numbers of one that was asked for with a quarter, and keeps its own signature."""
     (tmp_path / "hungry.py").write_text(HUNGRY)
@@ -168,6 +169,7 @@ def test_a_halved_run_that_is_cut_short_goes_on_halved(
 
 
 @pytest.mark.parametrize("size", [3, 6, 2])
+@pytest.mark.slow
 def test_what_cannot_be_halved_fails(train: Command, small: list[str], tmp_path: Path, size: int) -> None:
     (tmp_path / "hungry.py").write_text(HUNGRY)
     given = ("plugins=[hungry]", "backbone=hungry", "+backbone_options.room=1", "run.on_oom=halve_batch")
@@ -180,6 +182,7 @@ def test_two_searches_for_a_batch_are_refused(train: Command, small: list[str], 
     assert "tune.batch_size=true" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_shortage_is_recognised() -> None:
     """What torch itself raises where the address space is used up, and what it raises for other mistakes."""
     code = (
@@ -204,6 +207,7 @@ def test_real_shortage_is_recognised() -> None:
 # --- attempts -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_tried_so_many_times(
     train: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,7 @@ def many_tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "balanced_trusted_robust"])
+@pytest.mark.slow
 def test_finds_planted_labels_where_sound_tells_them(many_tones: Path, train: Command, tmp_path: Path, loss: str):
     more = ("data.folds=5", "data.batch_size=8", "trainer.max_epochs=8", "optimizer.lr=0.03", "callbacks=label_trust")
     planted = "data.plant.wrong_labels=0.2"
@@ -257,6 +258,7 @@ def test_report_averages_places_over_runs_and_leaves_planted_runs_out(tmp_path: 
 
 
 @pytest.mark.parametrize("lines", ["1,x\n", "1,x,g,a,much,b,1,1,\n", "", "\x00"])
+@pytest.mark.slow
 def test_report_does_without_a_damaged_list(tmp_path: Path, lines: str):
     run = write_run(tmp_path)
     (run / "suspect_labels.csv").write_text(HEAD + lines)

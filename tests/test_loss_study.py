@@ -16,6 +16,7 @@ from tests.fake_runs import write_run
 
 
 @pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.slow
 def test_every_run_composes_and_has_its_place_in_the_tables(quick: bool):
     places = set()
     for sweep in study.sweeps(2, quick=quick):

@@ -221,6 +221,7 @@ def test_segments_are_all_kept_once(batch: int) -> None:
 
 @pytest.mark.parametrize("vote", ["mean_probability", "mean_logit", "max"])
 @pytest.mark.parametrize("many", [False, True], ids=["one label", "several"])
+@pytest.mark.slow
 def test_the_temperature_is_that_of_least_log_loss_over_songs(vote: str, many: bool) -> None:
     draw = torch.Generator().manual_seed(0)
     songs = torch.arange(60).repeat_interleave(4)

@@ -18,11 +18,20 @@ from musicnet_eval.errors import RecordError
 from tests.conftest import TINY, Command, only_run
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the place of a run that all tests here copy; the first one trains it."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def run(tones: Path, train: Command, tmp_path: Path) -> Path:
+def run(trained: Path, tones: Path, train: Command, tmp_path: Path) -> Path:
     """Train on segments that do not divide the songs, so that the last window overlaps."""
-    assert train("data=folder", f"data.root={tones}", "backbone=test_resnet", *TINY) == 0
-    return only_run(tmp_path)
+    if not trained.exists():
+        assert train("data=folder", f"data.root={tones}", "backbone=test_resnet", *TINY) == 0
+        shutil.copytree(only_run(tmp_path), trained)
+        return only_run(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / "runs/folder/run"))
 
 
 def test_predictions_equal_those_of_the_training(run: Path, tones: Path) -> None:

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_own_backbone(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
     assert "song.wav" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_own_loss(recipe: Recipe) -> None:
     first, *swept = recipe("own_loss")
     loss = records.read_result(first)["config"]["loss"]
@@ -132,6 +134,7 @@ def test_own_loss(recipe: Recipe) -> None:
     assert plain != tempered
 
 
+@pytest.mark.slow
 def test_own_augmentation(recipe: Recipe) -> None:
     among, alone = (records.read_result(run) for run in recipe("own_augment"))
     assert [run["choices"]["augment"] for run in (among, alone)] == ["crackle+mixup+specaugment", "crackle"]
@@ -166,6 +169,7 @@ def test_commands_and_targets_exist(page: Path) -> None:
 KEY = re.compile(r"(?<![\w.+$-])([a-z][a-z_]*(?:\.[a-z_]+)*)=([^\s`'\"]*)")
 
 
+@cache
 def accepted(key: str, value: str) -> bool:
     """Say whether the config has a key, under any choice of its group, or a group a choice."""
     group = key.partition(".")[0]

@@ -112,6 +112,7 @@ def test_half_floats_on_a_cpu_are_refused() -> None:
         make_trainer({"_target_": "lightning.Trainer", "accelerator": "cpu", "precision": "16-mixed"})
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_step(look: Any) -> None:
     given = ("backbone=flat", *STEEP, "optimizer.lr=1.0", "trainer.limit_train_batches=1")
     free = look(*given)["weights"]
@@ -120,6 +121,7 @@ def test_clipping_bounds_the_step(look: Any) -> None:
     assert change(clipped[0], clipped[-1]) == pytest.approx(0.25, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_a_large_one(look: Any) -> None:
     given = ("backbone=flat", *STEEP, "optimizer.lr=0.01")
     whole = look(*given, "data.batch_size=6")["weights"]
@@ -154,6 +156,7 @@ def test_a_frozen_body_stays_as_it_was(look: Any, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_stages_wake_from_the_head_down(look: Any, tmp_path: Path) -> None:
     stage = ("finetune=gradual", "finetune.epochs_per_stage=1", "finetune.stages=5")
     seen = look("backbone=test_resnet", *stage, "trainer.max_epochs=3")["weights"]
@@ -198,12 +201,14 @@ def curve(folder: Path, column: str) -> list[float]:
         return [float(row[column]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_epochs_without_improvement(look: Any, tmp_path: Path) -> None:
     stopping = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9")
     look("backbone=test_resnet", *stopping, "finetune=head", "optimizer.lr=0")  # nothing can improve
     assert len(curve(tmp_path / "runs", "lr")) == 3
 
 
+@pytest.mark.slow
 def test_the_plateau_lowers_the_rate_by_epoch(look: Any, tmp_path: Path) -> None:
     given = ("scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "finetune=head", "finetune.head_lr_scale=1e-20")
     look("backbone=test_resnet", *given, "optimizer.lr=0.08", "trainer.max_epochs=4")
@@ -231,6 +236,7 @@ def test_the_rate_is_where_the_loss_falls_fastest_per_decade() -> None:
     assert steepest(rates[:5], losses[:5]) is None
 
 
+@pytest.mark.slow
 def test_what_is_found_is_used_and_recorded(look: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wish = ("tune.lr=true", "tune.lr_steps=40", "tune.batch_size=true", "tune.max_batch_size=4", "data.batch_size=2")
     seen = look("backbone=test_resnet", *wish, "scheduler=constant")
@@ -279,6 +285,7 @@ SMALL = ("trainer.limit_train_batches=1", "trainer.max_epochs=1", "trainer.limit
 
 
 @pytest.mark.parametrize("recipe", ["default", "finetune", "scratch"])
+@pytest.mark.slow
 def test_recipes_train(look: Any, recipe: str) -> None:
     look(f"recipe={recipe}", "backbone=test_resnet", "backbone_options.pretrained=false", *SMALL)
 

@@ -246,6 +246,7 @@ def test_what_is_no_small_png_stays_out(tmp_path, png):
 @pytest.mark.parametrize(
     "file", ["../secret.png", "link.png", "sub/../../secret.png", "{tmp}/secret.png", "", ".", "a\\u0000.png"]
 )
+@pytest.mark.slow
 def test_pictures_outside_the_folder_stay_out(tmp_path, file):
     run = write_run(tmp_path, pictures=True)
     (run / "secret.png").write_bytes(PNG)
@@ -257,6 +258,7 @@ def test_pictures_outside_the_folder_stay_out(tmp_path, file):
 
 
 @pytest.mark.parametrize("listed", ["{", "{}", "[1, null, {}]", '[{"class": 1, "file": "spectrogram-0.png"}]', "[" * 100_000])
+@pytest.mark.slow
 def test_damaged_lists_of_pictures_are_none(tmp_path, listed):
     run = write_run(tmp_path, pictures=True)
     (run / "pictures" / "spectrograms.json").write_text(listed)

@@ -215,6 +215,7 @@ def test_labels_of_the_diagram_lie_within_it_and_apart(data_sets):
     assert not [1 for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
 
 
+@pytest.mark.slow
 def test_page_shows_the_diagram(data_sets):
     text = write(data_sets)
     (figure,) = re.findall(r'<svg role="img" aria-label="Critical-difference.*?</svg>', text, flags=re.DOTALL)
@@ -258,6 +259,7 @@ def test_audits_are_summed_up_below_their_table(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"leaks": 3}', '{"leaks": {}, "findings": []}', "\x00", "9" * 5000])
+@pytest.mark.slow
 def test_damaged_audits_are_named(tmp_path, content):
     write_run(tmp_path / "runs")
     path = write_audit(tmp_path / "toy" / "audit") / "audit.json"
@@ -269,6 +271,7 @@ def test_damaged_audits_are_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("change", [{"hours": float("inf")}, {"tracks": "many"}, {"hours": None}, {"findings": {}}, {"leaks": 1}])
+@pytest.mark.slow
 def test_audits_of_wrong_types_are_named(tmp_path, change):
     write_run(tmp_path / "runs")
     path = write_audit(tmp_path / "toy" / "audit") / "audit.json"
@@ -279,6 +282,7 @@ def test_audits_of_wrong_types_are_named(tmp_path, change):
 # --- LaTeX --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_latex_names_figures_that_exist_and_escapes_what_tex_would_read(tmp_path, capsys):
     evil = "50%_a&b#{c}~$d$^\\input{x}"
     for seed in range(2):
@@ -301,6 +305,7 @@ def test_latex_names_figures_that_exist_and_escapes_what_tex_would_read(tmp_path
     assert r"\paragraph{Methods.} 4 configurations" in text
 
 
+@pytest.mark.slow
 def test_latex_is_the_same_twice(tmp_path):
     write_run(tmp_path / "runs")
     for name in ("one", "two"):
@@ -366,6 +371,7 @@ def changed(path: Path, **change: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("everywhere", [False, True], ids=["one run", "all"])
+@pytest.mark.slow
 def test_wrong_types_in_foreign_records_give_a_page(tmp_path, change, everywhere):
     for number, (backbone, loss) in enumerate((("x", "ce"), ("y", "ls"))):
         run = write_run(tmp_path, 12 + number, backbone=backbone, loss=loss, epochs=0)
@@ -392,6 +398,7 @@ def test_wrong_types_in_foreign_records_give_a_page(tmp_path, change, everywhere
     ],
 )
 @pytest.mark.filterwarnings("default:Glyph .* missing")  # of a PDF's font; the page has the browser's
+@pytest.mark.slow
 def test_odd_predictions_give_a_page(tmp_path, alter):
     rows = [alter(row) if i % 2 else row for i, row in enumerate(predictions(10, 20, ("blues", "jazz")))]
     write_run(tmp_path, rows=rows, metrics={}, epochs=0)

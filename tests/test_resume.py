@@ -68,6 +68,7 @@ def overrides(tones: Path) -> list[str]:
         ("test_start", 3, "0 1 2 3 "),
     ],
 )
+@pytest.mark.slow
 def test_resumed_equals_undisturbed(
     tones: Path, train: Command, tmp_path: Path, hook: str, epoch: int, begun: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -243,6 +243,7 @@ def test_intervals_of_groups_cover_the_truth(cell):
     assert simulate.coverage(np.random.default_rng(12), SWEEPS, cell, cell[1] // 4)[0] >= 0.93
 
 
+@pytest.mark.slow
 def test_the_simulation_can_tell_a_bad_interval():
     rng = np.random.default_rng(13)
     right, truth = simulate.draw(rng, 500, [0.7], 290, 3, 0.6)

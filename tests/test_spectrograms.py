@@ -240,6 +240,7 @@ class TestEvery:
         image = MAKE[name]()(torch.zeros(1, RATE))
         assert (image == image[..., :1]).all()
 
+    @pytest.mark.slow
     def test_export(self, name: str) -> None:
         module, wave = MAKE[name](), audio(2)
         shapes = ({0: torch.export.Dim("B", min=2, max=64)},)

@@ -134,6 +134,7 @@ def test_torn_ledgers_lose_a_line_at_most(tmp_path: Path) -> None:
         (("+backbone_options.drop_rate=0.1,0.2", "backbone='test_resnet'"), 2),
     ],
 )
+@pytest.mark.slow
 def test_the_plan_names_the_jobs_as_they_name_themselves(
     tones: Path, train: Command, tmp_path: Path, swept: tuple[str, ...], count: int
 ) -> None:

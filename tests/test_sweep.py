@@ -25,6 +25,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_two_by_two_on_the_embedded_data(
     train: Command, tradition_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_two_by_two_on_the_embedded_data(
         assert len(list(csv.DictReader(file))) == 4
 
 
+@pytest.mark.slow
 def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_path: Path) -> None:
     from tests.conftest import TINY
 
@@ -89,6 +91,7 @@ def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_pa
     assert (tmp_path / "here/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_data_that_is_missing_fails_its_own_runs_only(train: Command, tones: Path, tmp_path: Path) -> None:
     from tests.conftest import TINY
 
@@ -108,6 +111,7 @@ def test_stop_on_error(train: Command, tones: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("result.json"))
 
 
+@pytest.mark.slow
 def test_seeds_share_a_row_and_folds_too(train: Command, tones: Path, tmp_path: Path) -> None:
     from musicnet_eval import leaderboard
     from tests.conftest import TINY

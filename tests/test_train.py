@@ -160,11 +160,13 @@ def test_the_data_moved_elsewhere_is_the_same_run(finished: Path, tones: Path, t
 
 
 @pytest.mark.parametrize("loss", ["balanced_trusted", "balanced_trusted_robust", "logit_adjusted"])
+@pytest.mark.slow
 def test_losses_that_need_facts_train(tones: Path, train: Command, tmp_path: Path, loss: str) -> None:
     assert train("data=folder", f"data.root={tones}", "backbone=stats_linear", f"loss={loss}", *TINY) == 0
     assert result(only_run(tmp_path))["choices"]["loss"] == loss
 
 
+@pytest.mark.slow
 def test_tones_are_learnt(tones: Path, train: Command, tmp_path: Path) -> None:
     """Three pure tones of different pitch: whatever cannot tell them apart is broken."""
     overrides = (
@@ -179,6 +181,7 @@ def test_tones_are_learnt(tones: Path, train: Command, tmp_path: Path) -> None:
     assert result(only_run(tmp_path))["metrics"]["test/song/accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_official_manifest(tones: Path, train: Command, tmp_path: Path) -> None:
     rows = [
         f"{name}/{i}.wav,{name},album{i},{'test' if i < 2 else 'val' if i == 2 else 'train'}"
@@ -208,6 +211,7 @@ def test_a_group_in_two_splits_is_refused_or_marked(
     assert result(only_run(tmp_path))["facts"]["leaky"] is True
 
 
+@pytest.mark.slow
 def test_splits_of_one_song(tones: Path, train: Command, tmp_path: Path) -> None:
     overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "data.folds=18")
     assert train(*overrides) == 0
@@ -215,6 +219,7 @@ def test_splits_of_one_song(tones: Path, train: Command, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("keep", ["best", "none"])
+@pytest.mark.slow
 def test_keep_checkpoints(tones: Path, train: Command, tmp_path: Path, keep: str) -> None:
     assert train("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, f"run.keep_checkpoints={keep}") == 0
     left = [path.name for path in (only_run(tmp_path) / "checkpoints").iterdir()]
