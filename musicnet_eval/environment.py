@@ -24,6 +24,8 @@ PACKAGES = (
     "soxr",
 )
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
 
 def versions() -> dict[str, str]:
     """Give the versions of Python and of the packages that can change a run's numbers."""
@@ -42,9 +44,13 @@ def cores() -> int:
     return max(1, min([allowed, *cgroup_limits()]))
 
 
-def threads(jobs: int) -> int:
-    """Share the cores among as many jobs as run at once: CPU threads for each, at least one."""
-    return max(1, cores() // max(1, jobs))
+def thread_limits(jobs: int) -> dict[str, str]:
+    """Share the cores among as many jobs as run at once: variables that limit each one's threads, unless some are set already.
+
+    They must be set before torch is imported.
+    """
+    told = any(name in os.environ for name in THREADS)
+    return {} if told else dict.fromkeys(THREADS, str(max(1, cores() // max(1, jobs))))
 
 
 def cgroup_limits(told: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:

@@ -138,8 +138,8 @@ def _data(planned: Plan) -> Any:
 
     config = planned.config
     check_monitor(config["monitor"], config["monitor_mode"], sweeping=sweeping())
-    if config["num_threads"]:
-        torch.set_num_threads(config["num_threads"])
+    # torch knows of no control groups: in a container that may use 2 of 64 cores it would start 64 threads
+    torch.set_num_threads(config["num_threads"] or min(torch.get_num_threads(), environment.cores()))
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     data = configs.build(config["datamodule"], "datamodule", tracks=planned.tracks)
     data.setup()

@@ -32,7 +32,6 @@ from musicnet_eval.plans import Plan
 MOST_ON_CPU = 4  # jobs at once by default: each takes about a gigabyte
 TICK = 0.1  # seconds between two looks at what runs
 RETRY = 2.0  # seconds between two looks at what another process is at
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class ProcessLauncher(Collecting):
@@ -61,7 +60,8 @@ class ProcessLauncher(Collecting):
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         self.devices = [] if self.gpus_per_job == 0 else gpus.visible()
         self.at_once = self._at_once()
-        self.environment = _environment(min(self.at_once, len(job_overrides)))
+        threads = environment.thread_limits(min(self.at_once, len(job_overrides)))
+        self.environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
         self.asked = enumerate(job_overrides, first)
         self.running: list[Worker] = []
         self.aside: list[Job] = []  # what another process is at, and what waits for a GPU
@@ -239,9 +239,3 @@ class ProcessLauncher(Collecting):
 def _light(planned: Plan) -> Plan:
     """Leave out of a plan what would take memory while it waits."""
     return replace(planned, tracks=[], faults=())
-
-
-def _environment(jobs_at_once: int) -> dict[str, str]:
-    """Give the environment of jobs: CPU threads shared among them, unless the user's own environment says how many."""
-    threads = str(environment.threads(jobs_at_once))
-    return {**dict.fromkeys(THREADS, threads), **os.environ, "PYTHONUNBUFFERED": "1"}

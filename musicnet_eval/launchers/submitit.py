@@ -26,6 +26,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
+from musicnet_eval import environment
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.launchers.collecting import Collecting, Jobs, lost, say_lost
 
@@ -102,6 +103,11 @@ class LocalLauncher(_Queue):
     """Run each job in a process of submitit's own on this machine, as it would be run in Slurm."""
 
     _EXECUTOR = "local"
+
+    def __call__(self, *args: Any) -> JobReturn:
+        """Do one job, with its share of the CPU threads."""
+        os.environ.update(environment.thread_limits(self.n_jobs))
+        return cast(JobReturn, super().__call__(*args))
 
     def leave(self, running: Iterable[submitit.Job[JobReturn]]) -> None:
         """Interrupt the jobs, which then end by a checkpoint."""
