@@ -45,7 +45,7 @@ browser: ## Get a headless Chromium for the tests of the pages, unless there is 
 	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver > /dev/null; \
 	else echo "The tests open the pages in a browser: install Chromium and chromedriver (Debian, Ubuntu: chromium chromium-driver) on PATH." >&2; exit 2; fi
 
-bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (15 minutes)
+bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (20 minutes)
 	$(BIN)/python experiments/benchmarks/bench.py
 
 docs: setup ## Write docs/backbones.md: what each of timm's families makes of a spectrogram (10 minutes)

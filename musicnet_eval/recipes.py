@@ -39,7 +39,7 @@ FORMATS = (True, False)  # of model.channels_last; the default first, as the sim
 PRECISIONS = ("32-true", "bf16-mixed")  # 16-mixed would scale losses and leave out steps: more than rounding
 TIE = 1.05  # up to which a simpler candidate that takes so many times as long is as good
 SLOW = 3.0  # times the fastest, from which a candidate gets no further turn
-BUDGET = 6.0  # seconds that the turns may take
+BUDGET = 4.0  # seconds that the turns may take
 ROUNDS = 3, 10  # at least, at most
 
 

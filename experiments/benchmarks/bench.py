@@ -1,8 +1,9 @@
 """Measure how fast the product is and write README.md beside this file: `make bench`, or `python bench.py [--quick]`.
 
 Figures, each with its target: `--help` of every command; an epoch beside a bare PyTorch loop; a whole small run beside a bare
-script; the cached data path beside a memory-map gather; `log_mel` beside other libraries; a loss step beside cross-entropy. What
-is compared takes turns within one call, and medians are compared, because other work on the machine slows both sides alike.
+script; the cached data path beside a memory-map gather; `log_mel` beside other libraries; a loss step beside cross-entropy; the
+choices of `recipe=auto` beside the best ones. What is compared takes turns within one call, and medians are compared, because
+other work on the machine slows both sides alike.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import front_ends
 import loss_steps
 import numpy as np
 import reading
+import recipes
 import soundfile
 import torch
 from rich.console import Console
@@ -58,15 +60,19 @@ class Effort:
     epoch_overrides: tuple[str, ...]
     runs: int
     gathers: int
+    networks: int
+    batch_size: int
 
 
-FULL = Effort(help_rounds=5, epochs=7, epoch_overrides=(), runs=3, gathers=25)
+FULL = Effort(help_rounds=5, epochs=7, epoch_overrides=(), runs=3, gathers=25, networks=8, batch_size=16)
 QUICK = Effort(
     help_rounds=3,
     epochs=2,
     epoch_overrides=("spectrogram.n_mels=64", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"),
     runs=1,
     gathers=9,
+    networks=3,
+    batch_size=8,
 )
 
 
@@ -211,6 +217,12 @@ def measure_data(data: MusicDataModule, rounds: int, work: Path) -> Figure:
     return Figure("cached data path / memory-map gather", f"{value:.2f} ×", "<= 2 ×", value <= 2, seconds, note)
 
 
+def measure_recipes(effort: Effort) -> list[Figure]:
+    """Compare what `recipe=auto` chooses with the best of the table, for some networks."""
+    rows = recipes.measure(recipes.NETWORKS[: effort.networks], effort.batch_size, effort.help_rounds)
+    return [Figure(**row) for row in rows]
+
+
 def drained(batches: Callable[[], Any]) -> float:
     """Time one pass over batches, seconds."""
     began = time.perf_counter()
@@ -251,7 +263,7 @@ def show(figures: list[Figure]) -> None:
     Console().print(table)
 
 
-def write(figures: list[Figure], command: str, data: str, seconds: float) -> None:
+def write(figures: list[Figure], command: str, data: str, effort: Effort, seconds: float) -> None:
     """Write README.md: the figures, what they were measured on, and every round."""
     rows = [f"| {f.what} | {f.value} | {f.target} | {'yes' if f.met else '**no**'} | {f.note} |" for f in figures]
     rounds = [
@@ -288,6 +300,8 @@ did slowed both. Absolute times are of a shared, noisy machine and mean little b
   decoded songs from NumPy files.
 - Front end and augmentation: `augment_share.py`; what makes a batch beside the step on it (AdamW, channels last, float32).
   Most of `music_strong` is pitch and tempo, a tenth of the rows each.
+- `recipe=auto`: `recipes.py`; whole steps (cross-entropy, AdamW) of {effort.batch_size} images of 1×128×130, CPU time;
+  what takes over 3 times as long on two images is given from these. A processor that multiplies in bf16 has another table.
 - `log_mel`: `front_ends.py`; Hann windows of 2048, hop 512, 128 bands on all sides; ours as in training, segment by segment.
 - Data path: the training loader, random positions in one file a song, beside random rows of one memory-mapped file; the page
   cache is warm for both.
@@ -310,15 +324,18 @@ def main() -> None:
     """Measure everything, show it, and write README.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="shorter epochs and fewer rounds: about 2 minutes instead of 10")
-    parser.add_argument("--only", choices=["data"], help="measure the data side alone, show it, and write nothing")
+    parser.add_argument("--only", choices=["data", "recipes"], help="measure this side alone, show it, and write nothing")
     given = parser.parse_args()
     effort = QUICK if given.quick else FULL
-    if given.only:
+    if given.only == "data":
         with tempfile.TemporaryDirectory() as folder:
             show([Figure(**row) for row in data_path.measure(Path(folder), effort.help_rounds)])
         return
     began = time.perf_counter()
     torch.set_num_threads(1)
+    if given.only == "recipes":
+        show(measure_recipes(effort))
+        return
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         described, overrides = choose_data(work)
@@ -336,11 +353,12 @@ def main() -> None:
         audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
         figures += [Figure(**row) for row in front_ends.measure(audio, effort.help_rounds)]
         figures += [Figure(**row) for row in augment_share.measure(audio[:32], effort.help_rounds)]
+        figures += measure_recipes(effort)
         figures.append(measure_run(overrides, effort.runs, data, work))
         say(f"ResNet-18, {effort.epochs} epochs in turns with the bare loop")
         figures.append(measure_epoch([*overrides, *effort.epoch_overrides], effort.epochs, work))
     show(figures)
-    write(figures, " ".join(["bench.py", *sys.argv[1:]]), described, time.perf_counter() - began)
+    write(figures, " ".join(["bench.py", *sys.argv[1:]]), described, effort, time.perf_counter() - began)
     say(f"written: {HERE / 'README.md'}")
 
 
