@@ -74,6 +74,11 @@ def read(folder: Path) -> Ledger | None:
     )
 
 
+def common(jobs: Sequence[Sequence[str]]) -> frozenset[str]:
+    """Give the overrides that all jobs share: the others name a job in its sweep."""
+    return frozenset.intersection(*map(frozenset, jobs)) if jobs else frozenset()
+
+
 def by_overrides(runs: Iterable[Path]) -> dict[Key, Path]:
     """Index run folders by the overrides that they were asked for with, where a record tells."""
     known: dict[Key, Path] = {}

@@ -210,8 +210,8 @@ def cells(standing: Standing) -> tuple[str, ...]:
     s = standing
     epoch = "" if s.epoch is None else f"{s.epoch + 1}/{'?' if s.epochs is None else s.epochs}"
     value = "" if s.value is None else f"{s.value:.3f}"
-    beat = f"{_duration(s.heartbeat_seconds)} ago" if s.state in ("running", "dead") and s.heartbeat_seconds is not None else ""
-    return (s.run, s.state, epoch, _duration(s.eta_seconds), "" if s.loss is None else f"{s.loss:.4g}", value, beat, s.message)
+    beat = f"{duration(s.heartbeat_seconds)} ago" if s.state in ("running", "dead") and s.heartbeat_seconds is not None else ""
+    return (s.run, s.state, epoch, duration(s.eta_seconds), "" if s.loss is None else f"{s.loss:.4g}", value, beat, s.message)
 
 
 def counted(shown: Sequence[Standing]) -> str:
@@ -220,14 +220,15 @@ def counted(shown: Sequence[Standing]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Write a time for reading, in the unit that suits it."""
     if seconds is None:
         return ""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Make control characters visible: an error or a folder's name may come from anywhere."""
     return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
@@ -246,7 +247,7 @@ def _table(shown: Sequence[Standing]) -> Any:
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold", justify="right" if heading in HEADINGS[2:7] else "left")
     for standing in shown:
-        texts = [Text(_printable(cell)) for cell in cells(standing)]
+        texts = [Text(printable(cell)) for cell in cells(standing)]
         texts[1].stylize(COLOURS.get(standing.state, ""))
         table.add_row(*texts)
     return table
@@ -256,7 +257,7 @@ def lines(shown: Sequence[Standing]) -> list[str]:
     """Write one plain line a run, and one that counts them."""
     told = []
     for standing in shown:
-        name, *rest = map(_printable, cells(standing))
+        name, *rest = map(printable, cells(standing))
         told.append(
             f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADINGS[1:], rest, strict=True) if cell.strip())
         )

@@ -40,6 +40,8 @@ class SweepTables(Callback):
     def __init__(self) -> None:
         self.folders: set[Path] = set()
         self.planned = False
+        self.total = 0  # of the planned jobs
+        self.common: frozenset[str] = frozenset()  # overrides of theirs
         self.jobs = 0
         self.failed = 0
         self.taken: list[JobReturn] = []
@@ -55,7 +57,7 @@ class SweepTables(Callback):
         if folder is None or planned is None:
             return
         self.folders.add(folder)
-        self.planned = True
+        self.planned, self.total, self.common = True, len(planned), jobs.common(planned)
         done = done_by_overrides(folder, planned)
         print(forecast(folder, planned, done), flush=True)
         jobs.plan(folder, planned)
@@ -69,8 +71,14 @@ class SweepTables(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
-        if config.hydra.mode is RunMode.MULTIRUN and (folder := _folder(config)) is not None:
+        if config.hydra.mode is not RunMode.MULTIRUN:
+            return
+        if (folder := _folder(config)) is not None:
             self.folders.add(folder)
+        if self.total > 1:
+            asked = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            own = [each for each in configs.overrides_without_secrets(asked) if each not in self.common]
+            print(f"[{config.hydra.job.num + 1}/{self.total}] {' '.join(own)}", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del config, kwargs

@@ -70,7 +70,7 @@ class ProcessLauncher(Collecting):
         self.leave: int | None = None  # exit code with which to leave before all jobs are done
         self.returns: dict[int, JobReturn] = {}
         self.folders: set[Path] = set()
-        with self._signals(), Progress(len(job_overrides), first) as self.progress:
+        with self._signals(), Progress(job_overrides, first, self.at_once) as self.progress:
             self._run()
         if self.leave is not None:
             raise SystemExit(self.leave)
@@ -145,6 +145,7 @@ class ProcessLauncher(Collecting):
             job = self._plan(*asked)
             if self._busy(job):
                 self.aside.append(job)
+                self.progress.waits(job)
             elif not self._passed_over(job) and (found := self._equipped(job)):
                 return found
         return None
