@@ -21,11 +21,12 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from musicnet_eval.environment import SECRET
+from musicnet_eval.environment import without_secrets as _without_values
 from musicnet_eval.errors import ConfigError, MusicnetError, RecordError
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"  # in the wheel; in a checkout
-SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential)")
 _ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
 
 OmegaConf.register_new_resolver("in", lambda value, choices: value in choices, replace=True)
@@ -135,8 +136,8 @@ def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, 
 
 
 def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:
-    """Mask the values of overrides whose key says that it is a secret."""
-    return [f"{o.partition('=')[0]}=***" if SECRET.search(o.partition("=")[0]) else o for o in overrides]
+    """Mask the values of overrides whose key says that it is a secret, and those of secret environment variables."""
+    return [f"{o.partition('=')[0]}=***" if SECRET.search(o.partition("=")[0]) else _without_values(o) for o in overrides]
 
 
 WHOLE = {  # key → smallest and largest

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential)")  # what a key or variable is called that holds one
 PACKAGES = (
     "musicnet-eval",
     "torch",
@@ -114,3 +116,11 @@ def git() -> dict[str, Any]:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def without_secrets(text: str) -> str:
+    """Put `***` in place of the values of environment variables whose name says that they are secret; shorter ones than 8 stay."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return text

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from musicnet_eval import records
+from musicnet_eval import environment, records
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.errors import AttemptsError, RecordError
 
@@ -156,8 +156,8 @@ def fail(folder: Path, error: BaseException, traceback: str, about: Mapping[str,
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     value = {
         "status": "failed",
-        "error": f"{type(error).__name__}: {first}",
-        "traceback": traceback,
+        "error": environment.without_secrets(f"{type(error).__name__}: {first}"),
+        "traceback": environment.without_secrets(traceback),
         "details": getattr(error, "details", {}),
         **about,
         "finished": records.now(),

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import configs, jobs, records, runs, wandb_run
+from musicnet_eval import configs, environment, jobs, records, runs, wandb_run
 from musicnet_eval.datasets import planted
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.plans import Plan, plan, sweeping, unindexed
@@ -109,7 +109,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, in_sweep: bool) -> None:
     """Say what went wrong, and write `failed.json` unless a single run never came to have a folder."""
     usage = isinstance(error, MusicnetError)
-    print(f"error: {error}" if usage else f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    said = f"error: {error}" if usage else f"failed: {type(error).__name__}: {error}"
+    print(environment.without_secrets(said), file=sys.stderr, flush=True)
     where = planned
     if where is None and in_sweep:
         try:

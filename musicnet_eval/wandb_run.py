@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from musicnet_eval import configs
+from musicnet_eval.environment import without_secrets
 from musicnet_eval.errors import ConfigError
 
 # --- names --------------------------------------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
         with guarded("write its summary"):
             run.summary[STATE] = STATES.get(exit_code, "interrupted")
             if error:
-                run.summary[ERROR] = _masked(_first_line(error))
+                run.summary[ERROR] = without_secrets(_first_line(error))
         bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
         if session.told["mode"] == "online" and session.troubles:
             _leave_service()
@@ -322,7 +323,7 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
 
 def _note(trouble: str) -> None:
     """Print and keep a trouble, each once."""
-    text = _masked(trouble)
+    text = without_secrets(trouble)
     if _present is None or text not in _present.troubles:
         print(f"W&B: {text}", file=sys.stderr, flush=True)
     if _present is not None and text not in _present.troubles and len(_present.troubles) < 10:
@@ -333,19 +334,11 @@ def _first_line(error: BaseException | str) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
-def _masked(text: str) -> str:
-    """Take the values of secret environment variables out of a text."""
-    for name, value in os.environ.items():
-        if configs.SECRET.search(name) and len(value) >= 8:
-            text = text.replace(value, "***")
-    return text
-
-
 @contextlib.contextmanager
 def _masked_arguments() -> Iterator[None]:
     """Hide secrets of the command line while wandb looks at it: it writes all of it into its files."""
     typed = sys.argv
-    sys.argv = [*typed[:1], *(_masked(one) for one in configs.overrides_without_secrets(typed[1:]))]
+    sys.argv = [*typed[:1], *configs.overrides_without_secrets(typed[1:])]
     try:
         yield
     finally:
