@@ -119,7 +119,7 @@ def git() -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """Put `***` in place of the values of environment variables whose name says that they are secret; shorter ones than 8 stay."""
+    """Put `***` in place of the values of environment variables whose name says that they are secret, from 8 characters on."""
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= 8:
             text = text.replace(value, "***")
