@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -137,10 +139,17 @@ def test_packaged_weights_load_whole() -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_no_weights_from_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a hub the user hears of it soon and is told what to do."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+@pytest.mark.parametrize("fault", ["refuses", "is silent", "has no address"])
+def test_no_weights_from_nowhere(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Without a hub the user hears of it within five seconds and is told what to do, whatever is wrong with the network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", huggingface_hub.constants.HF_HUB_OFFLINE)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nowhere")
-    with pytest.raises(ConfigError, match=r"from timm's hub cannot be had(.|\n)*backbone_options.checkpoint_path=FILE"):
-        build("resnet18", {"pretrained": True}, 3, (1, 64, 64))
+    if fault == "has no address":  # a resolver may take half a minute to say so
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(10))
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes calls, and says nothing
+        port = 9 if fault == "refuses" else server.getsockname()[1]
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=r"from timm's hub cannot be had(.|\n)*backbone_options.checkpoint_path=FILE"):
+            build("test_resnet", {"pretrained": True}, 3, (1, 64, 64))
+    assert time.monotonic() - began < 5

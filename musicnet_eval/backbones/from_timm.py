@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from musicnet_eval.weights import offline_advice, weight_file
 
 Shape = tuple[int, int, int]
 Size = tuple[int, int]
+HUB_SECONDS = 3.0  # for which timm's hub may keep a run waiting before its first answer
 
 
 def timm_network(name: str, options: Mapping[str, Any], given: dict[str, Any], classes: int, shape: Shape) -> nn.Module:
@@ -183,12 +185,31 @@ def _load_file(network: nn.Module, name: str, file: Path, arguments: Mapping[str
 
 
 def _do_without_hub_if_unreachable() -> None:
-    """Look for the hub once, for 3 s at most; where it is out of reach let its client use its cache only, without retries."""
+    """Look for the hub once; where it is out of reach let its client use its cache only, without retries."""
     import huggingface_hub.constants as hub
 
-    try:
-        urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=3).close()
-    except urllib.error.HTTPError:
-        return  # it answered
-    except OSError:
+    if not _answers(hub.ENDPOINT, HUB_SECONDS):
         hub.HF_HUB_OFFLINE = True
+
+
+def _answers(address: str, seconds: float) -> bool:
+    """Say whether a server answers in time, whatever it says.
+
+    Asked in a thread that is left behind: the time that a name takes to be found, or one address after the other to be tried, is
+    not what a timeout of the library limits.
+    """
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # an answer
+        except OSError:
+            return
+        answered.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answered)
