@@ -98,6 +98,7 @@ class MusicClassifier(lightning.LightningModule):
         self.make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self.make_scheduler = scheduler
         self.finetune = finetune or Finetune()
+        self.flat = tuple(name for name, parameter in self.named_parameters() if parameter.ndim <= 1)
         self.learnable = tuple(name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad)
         self.compiles = compile
         self.weight_decay_exclude_1d = weight_decay_exclude_1d
@@ -130,6 +131,8 @@ class MusicClassifier(lightning.LightningModule):
                 mixes_labels=any(getattr(part, "mixes_labels", False) for part in parts),
                 endless=self.trainer.max_epochs == -1 and self.trainer.max_steps == -1,
             )
+            # Here already: processes that average gradients agree before `on_fit_start` on which parameters have any.
+            freeze(self.backbone, self.learnable, self.finetune.frozen(self.backbone, 0))
 
     def on_fit_start(self) -> None:
         if self.finetune.changes and self.trainer.world_size > 1:
@@ -137,7 +140,6 @@ class MusicClassifier(lightning.LightningModule):
                 f"finetune=gradual on trainer.devices={self.trainer.world_size} would leave what is unfrozen later out of step "
                 "between processes. Use trainer.devices=1, finetune=full or finetune=head."
             )
-        freeze(self.backbone, self.learnable, self.finetune.frozen(self.backbone, 0))
         self.backbone.train()  # norms fall silent when the epoch starts; Lightning would warn of them here
         if self.compiles:
             _compile(self.backbone)
@@ -245,7 +247,9 @@ class MusicClassifier(lightning.LightningModule):
     # --- optimization ---
 
     def configure_optimizers(self) -> Any:
-        groups = self.finetune.parameter_groups(self, self.backbone, weight_decay_exclude_1d=self.weight_decay_exclude_1d)
+        groups = self.finetune.parameter_groups(
+            self, self.backbone, weight_decay_exclude_1d=self.weight_decay_exclude_1d, flat=self.flat
+        )
         optimizer = finish(self.make_optimizer, params=groups)
         scale_rates(optimizer.param_groups)
         if self.make_scheduler is None:

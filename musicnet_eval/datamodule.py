@@ -219,6 +219,10 @@ class MusicDataModule(lightning.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
         """Cover every song of a split by the fixed grid, each segment once over all ranks."""
         data = Segments(self._songs[split], self.segment, self.hop, channels=self.channels)
+        if len(data) < self._place()[1]:
+            raise DataError(
+                f"{len(data)} segments in split {split!r} are too few for {self._place()[1]} processes. Use fewer devices."
+            )
         return self._loader(data, EvalOrder(len(data), 2 * self.batch_size, *self._place()))
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from musicnet_eval import configs, records
+from musicnet_eval import configs, ranks, records
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
@@ -39,6 +39,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch from 2.9 on
     warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # ours begins where the epoch was cut
+    warnings.filterwarnings(
+        "ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*"
+    )  # they are gathered before
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
 
 
@@ -134,8 +137,11 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
     load_weights(model, run / "checkpoints" / "best.ckpt")
     model.temperature = record["facts"].get("temperature") or 1.0
+    node = config["trainer"]
+    if ranks.several(node):  # a run on several devices is evaluated on one
+        node = {**node, "devices": 1, "num_nodes": 1, "strategy": "auto"}
     trainer = configs.build(
-        config["trainer"],
+        node,
         "trainer",
         logger=False,
         enable_progress_bar=sys.stderr.isatty(),

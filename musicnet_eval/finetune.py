@@ -70,7 +70,9 @@ class Finetune:
         trained = self.trained_stages + (epoch // self.epochs_per_stage if self.epochs_per_stage else 0)
         return frozenset(name for stage in stages[: max(0, len(stages) - trained)] for name in stage)
 
-    def parameter_groups(self, model: nn.Module, network: nn.Module, *, weight_decay_exclude_1d: bool) -> Groups:
+    def parameter_groups(
+        self, model: nn.Module, network: nn.Module, *, weight_decay_exclude_1d: bool, flat: Iterable[str] | None = None
+    ) -> Groups:
         """Sort a model's parameters into groups for an optimizer, each with its share of the rate, `lr_scale`.
 
         Args:
@@ -78,18 +80,22 @@ class Finetune:
             network: The network inside it, of whose parameters the layers are known.
             weight_decay_exclude_1d: No weight decay on parameters of one dimension (norms, biases), nor on those that a timm
                 network excludes by name.
+            flat: Names in the model of those of one dimension; None looks at their shapes, which shards do not keep.
         """
         layers, head = layer_of(network, coarse=False), head_names(network)
         top = max(layers.values(), default=0)
         exclude: Any = getattr(network, "no_weight_decay", tuple)
         spared = set(exclude())
+        if flat is None:
+            flat = (name for name, parameter in model.named_parameters() if parameter.ndim <= 1)
+        one_dimensional = set(flat)
         names = {id(parameter): name for name, parameter in network.named_parameters()}
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
-        for _, parameter in model.named_parameters():
+        for full_name, parameter in model.named_parameters():
             name = names.get(id(parameter))
             in_head = name is None or name in head
             scale = self.head_lr_scale if in_head else self.layer_decay ** (top - layers[str(name)])
-            decays = not (weight_decay_exclude_1d and (parameter.ndim <= 1 or name in spared))
+            decays = not (weight_decay_exclude_1d and (full_name in one_dimensional or name in spared))
             group = {"lr_scale": scale} if decays else {"lr_scale": scale, "weight_decay": 0.0}
             groups.setdefault((scale, decays), {"params": [], **group})["params"].append(parameter)
         return list(groups.values())

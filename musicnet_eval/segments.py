@@ -189,18 +189,21 @@ class TrainOrder(Sampler[Request]):
 
 
 class EvalOrder(Sampler[Request]):
-    """All rows in order, each exactly once over all ranks."""
+    """All rows in order, each exactly once over all ranks, in as many batches on each: they wait for each other at every one."""
 
     def __init__(self, rows: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.mine = np.arange(rank, rows, world)
-        self.batch_size = batch_size
+        mine = np.arange(rank, rows, world)
+        if world == 1:
+            self.batches = [mine[first : first + batch_size] for first in range(0, rows, batch_size)]
+        else:
+            longest = -(-rows // world)
+            self.batches = np.array_split(mine, -(-longest // batch_size))
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Request]:
-        for batch in range(len(self)):
-            yield Request(0, self.mine[batch * self.batch_size : (batch + 1) * self.batch_size])
+        return (Request(0, rows) for rows in self.batches)
 
 
 def song_list(files: Sequence[Path | None], lengths: Sequence[int], labels: Sequence[Any]) -> list[Song]:

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import configs, environment, jobs, records, runs, wandb_run
+from musicnet_eval import configs, environment, jobs, ranks, records, runs, wandb_run
 from musicnet_eval.datasets import planted
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.plans import Plan, plan, sweeping, unindexed
@@ -29,6 +29,9 @@ OBJECTIVE = "test/song/accuracy"  # printed at the end of a run
 
 def task(config: DictConfig) -> float | None:
     """Do one run as Hydra calls it. In a sweep a failure is recorded and None is given, so that the others go on."""
+    if not ranks.leads(config.trainer):
+        _take_part(config)
+        return None
     in_sweep, shared = sweeping(), HydraConfig.get().mode is RunMode.MULTIRUN  # shared: other jobs run in this process too
     planned: Plan | None = None
     ended: BaseException | None = None
@@ -91,6 +94,22 @@ def _live(planned: Plan) -> float | None:
         f"done: {OBJECTIVE} {record['metrics'][OBJECTIVE]:.3f} on {songs} songs, {record['seconds']['total']:.0f} s", flush=True
     )
     return record["metrics"].get(planned.config["monitor"])
+
+
+def _take_part(config: DictConfig) -> None:
+    """Be one of several processes of a run, which another one leads: that one has the run's folder, and says what comes out."""
+    try:
+        planned = plan(config)
+        ranks.follow(planned.folder)
+        from musicnet_eval.training import take_part
+
+        take_part(planned)
+    except Exception as error:
+        usage = isinstance(error, MusicnetError)
+        if not usage:
+            traceback.print_exc()
+        print(f"error: {error}" if usage else f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code if isinstance(error, MusicnetError) else 1) from None
 
 
 def _say_where_time_went(throughput: dict[str, float]) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from torch.cuda import is_available as cuda_is_available
+
 from musicnet_eval import configs
 from musicnet_eval.errors import ConfigError, nearest
 from musicnet_eval.metrics import monitorable
@@ -21,7 +23,8 @@ def make_trainer(node: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: Lightning's own; they go before the node's.
 
     Raises:
-        ConfigError: A precision that does not go with float32 images, or for which Lightning would take another; several devices.
+        ConfigError: A precision that does not go with float32 images, or for which Lightning would take another; shards
+            without CUDA.
     """
     asked = str(node.get("precision") or "32-true")
     if asked in ("16-true", "bf16-true", "64-true"):
@@ -29,6 +32,8 @@ def make_trainer(node: Mapping[str, Any], **arguments: Any) -> Any:
             f"trainer.precision={asked} changes the weights themselves, while images and losses stay float32. "
             "Use bf16-mixed, 16-mixed (on a GPU) or 32-true."
         )
+    if "fsdp" in str(node.get("strategy")).lower() and not cuda_is_available():
+        raise ConfigError("trainer=fsdp needs GPUs with CUDA, and there is none here. Use trainer=ddp, or trainer=default.")
     usual = {
         "logger": False,
         "enable_checkpointing": False,
@@ -43,12 +48,56 @@ def make_trainer(node: Mapping[str, Any], **arguments: Any) -> Any:
             f"trainer.precision={asked} does not work here; Lightning would take {trainer.precision}. "
             f"Ask for trainer.precision={trainer.precision}."
         )
-    if trainer.num_devices * trainer.num_nodes > 1:  # each process would wait for the lock of the one run folder
-        raise ConfigError(
-            f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: one run on several devices is not "
-            "there yet. Use trainer.devices=1; other devices can take other runs of a sweep."
-        )
     return trainer
+
+
+def check_several(config: Mapping[str, Any], trainer: Any, *, shared: bool) -> None:
+    """Refuse what does not go with one run on several devices, before any process is started.
+
+    Args:
+        config: The resolved config.
+        trainer: Made of it.
+        shared: Whether other jobs of a sweep run in this process too.
+
+    Raises:
+        ConfigError: As said.
+    """
+    devices = trainer.num_devices * trainer.num_nodes
+    if devices == 1:
+        return
+    many = f"trainer.devices={trainer.num_devices}" + (
+        f", trainer.num_nodes={trainer.num_nodes}" if trainer.num_nodes > 1 else ""
+    )
+    if shared:
+        raise ConfigError(
+            f"{many} inside a sweep: the other processes of a run start as its command does, and would begin the sweep anew. Use "
+            "hydra/launcher=process, which gives each job a command of its own, or trainer.devices=1."
+        )
+    strategy = str(config["trainer"].get("strategy"))
+    if any(kind in strategy for kind in ("spawn", "fork", "notebook")):
+        raise ConfigError(
+            f"trainer.strategy={strategy} copies a process that is running. Use trainer=ddp, which starts each anew."
+        )
+    for key, value, instead in (
+        ("tune.lr", config["tune"]["lr"], "Search with trainer.devices=1 first, and give optimizer.lr"),
+        ("tune.batch_size", config["tune"]["batch_size"], "Search with trainer.devices=1 first, and give data.batch_size"),
+        ("run.on_oom=halve_batch", config["run"]["on_oom"] == "halve_batch", "Give a smaller data.batch_size"),
+        (
+            "run.checkpoint_every_n_steps",
+            config["run"]["checkpoint_every_n_steps"],
+            "Use null: each process has sums of its own in mid-epoch, last.ckpt is written at the end of each epoch",
+        ),
+    ):
+        if value:
+            raise ConfigError(f"{key} does not go with {many}. {instead}.")
+    averaging = [name for name, node in config["callbacks"].items() if "WeightAveraging" in str((node or {}).get("_target_"))]
+    if averaging and shards(trainer):
+        raise ConfigError(f"callbacks={averaging} averages whole weights, and trainer=fsdp cuts them. Use trainer=ddp.")
+
+
+def shards(trainer: Any) -> bool:
+    """Say whether each process holds but a part of the weights."""
+    return "FSDP" in type(trainer.strategy).__name__
 
 
 def check_monitor(monitor: str, mode: str, *, sweeping: bool) -> None:

@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from musicnet_eval import configs, environment, records, runs, wandb_run
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from musicnet_eval import configs, environment, ranks, records, runs, wandb_run
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.datasets import overlapping_groups
 from musicnet_eval.plans import Plan, sweeping
@@ -23,23 +26,19 @@ from musicnet_eval.plans import Plan, sweeping
 def fit(planned: Plan) -> RunRecord:
     """Build everything, train, test the best epoch, and give the record."""
     clock, started = [time.perf_counter()], records.now()
-    from musicnet_eval.evaluate import quiet
     from musicnet_eval.failures import halved
-    from musicnet_eval.recipes import settle
-    from musicnet_eval.trainers import make_trainer
+    from musicnet_eval.trainers import check_several, make_trainer
     from musicnet_eval.tuning import tune
 
-    quiet()
-    data = _data(planned)
-    config, recipe = settle(planned.config, data.facts, data.cache.folder, planned.folder)
-    planned = replace(planned, config=config)
-    model, trainer, watching = _build(planned, data)
+    planned, recipe, data, model, trainer, watching = _ready(planned)
+    check_several(planned.config, trainer, shared=HydraConfig.get().mode is RunMode.MULTIRUN)
     tuned = tune(planned.config["tune"], model, data, partial(make_trainer, planned.config["trainer"]), planned.folder)
+    last, best = _cut_short_at(planned.folder), planned.folder / "checkpoints" / "best.ckpt"
     clock.append(time.perf_counter())
-    trainer.fit(model, datamodule=data, ckpt_path=_cut_short_at(planned.folder), weights_only=True)
-    clock.append(time.perf_counter())
-    best = planned.folder / "checkpoints" / "best.ckpt"
-    metrics = _tested(best, data, model, trainer)
+    with _team(planned, trainer):
+        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        clock.append(time.perf_counter())
+        model, metrics = _tested(planned, data, model, trainer)
     clock.append(time.perf_counter())
     throughput: dict[str, float] = {}
     for watcher in watching:
@@ -66,7 +65,7 @@ def fit(planned: Plan) -> RunRecord:
         parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
         throughput=throughput,
-        hardware=environment.hardware(str(trainer.strategy.root_device)),
+        hardware={**environment.hardware(str(trainer.strategy.root_device)), **_devices(trainer)},
         versions=environment.versions(),
         git=environment.git(),
         started=started,
@@ -79,20 +78,61 @@ def fit(planned: Plan) -> RunRecord:
     return record
 
 
-def _tested(best: Path, data: Any, model: Any, trainer: Any) -> dict[str, float]:
-    """Test the best epoch: give all metrics of the run, and write its predictions."""
+def take_part(planned: Plan) -> None:
+    """Train and test in a process that another one leads: the same steps, and nothing is written."""
+    planned, _, data, model, trainer, _ = _ready(planned)
+    last = runs.last_checkpoint(planned.folder)
+    trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    _tested(planned, data, model, trainer)
+
+
+def _ready(planned: Plan) -> tuple[Plan, Any, Any, Any, Any, list[Any]]:
+    """Build all that a training needs, by the plan with the recipe settled."""
+    from musicnet_eval.evaluate import quiet
+    from musicnet_eval.recipes import settle
+
+    quiet()
+    data = _data(planned)
+    config, recipe = settle(planned.config, data.facts, data.cache.folder, planned.folder)
+    planned = replace(planned, config=config)
+    return planned, recipe, data, *_build(planned, data)
+
+
+def _team(planned: Plan, trainer: Any) -> ranks.Team:
+    """Have the other processes of this run on this host, if there are any."""
+    environment_of = getattr(trainer.strategy, "cluster_environment", None)
+    return ranks.Team(
+        trainer.num_devices if trainer.num_devices * trainer.num_nodes > 1 else 1,
+        planned.folder,
+        external=environment_of is not None and environment_of.creates_processes_externally,
+        threads=planned.config["num_threads"],
+        stuck=lambda failure: runs.fail(planned.folder, failure, "", planned.about),
+    )
+
+
+def _devices(trainer: Any) -> dict[str, int]:
+    """Say on how many devices a run was: of each host, and in all."""
+    return {"devices": trainer.num_devices, "nodes": trainer.num_nodes, "world_size": trainer.world_size}
+
+
+def _tested(planned: Plan, data: Any, model: Any, trainer: Any) -> tuple[Any, dict[str, float]]:
+    """Test the best epoch: give the network with all metrics of the run, and write its predictions."""
     from musicnet_eval.evaluate import calibrate, load_weights, score
+    from musicnet_eval.trainers import shards
 
     metrics = dict(model.last_training)
-    load_weights(model, best)
+    if shards(trainer):  # what has been trained is in pieces
+        model = configs.build(planned.config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
+    load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
     if model.calibration != "none":
         metrics |= calibrate(trainer, model, data)
     found, predictions = score(trainer, model, data)
     metrics |= found
     for name, sign in (("accuracy", 1), ("log_loss", -1)):
         metrics[f"gap/segment/{name}"] = sign * (metrics[f"train/segment/{name}"] - metrics[f"test/segment/{name}"])
-    records.write_predictions(best.parent.parent, predictions, data.facts.classes)
-    return metrics
+    if trainer.is_global_zero:
+        records.write_predictions(planned.folder, predictions, data.facts.classes)
+    return model, metrics
 
 
 def _cut_short_at(folder: Path) -> str | None:
@@ -163,7 +203,7 @@ def _build(planned: Plan, data: Any) -> tuple[Any, Any, list[Any]]:
     trainer = make_trainer(
         config["trainer"],
         callbacks=[*fixed, *watching],
-        logger=_loggers(planned),
+        logger=_loggers(planned) if ranks.leads(config["trainer"]) else False,
         plugins=[checkpoints.AtomicCheckpoints()],
         default_root_dir=str(planned.folder),
         enable_checkpointing=True,
