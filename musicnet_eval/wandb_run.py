@@ -132,6 +132,8 @@ def start(
     wanted = mode(offline)
     given = _settings(settings or {}, init_seconds, finish_seconds)
     save_dir.mkdir(parents=True, exist_ok=True)
+    # Copies of tables wait for `wandb sync` here: beside the runs, so that they move with them, not in the home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str((save_dir / "wandb" / "data").resolve()))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its makers' own statistics would hold up the end where they hang
     told: dict[str, Any] = {"id": asked["id"], "project": asked["project"], "group": asked.get("group"), "asked": wanted}
     _present = Session(None, told, finish_seconds)
