@@ -74,8 +74,8 @@ def test_one_run_that_holds_the_leaderboard(
     bars = json.loads((media / told["leaderboard/toy_table"]["path"]).read_text())["data"]
     assert bars == [["convnext_tiny", 0.95], ["resnet18", 0.775], ["stats_linear", 0.625]]
     assert (media / told["leaderboard/report"]["path"]).read_text() == (folder / "report.html").read_text()
-    staged = [file.read_bytes() for file in (tmp_path / "runs/wandb/data/artifacts/staging").iterdir()]
-    assert (media / told["leaderboard"]["path"]).read_bytes() in staged  # what `wandb sync` is going to look for
+    staged = [json.loads(file.read_text())["data"] for file in (tmp_path / "runs/wandb/data/artifacts/staging").iterdir()]
+    assert logged["data"] in staged  # what `wandb sync` is going to look for
 
 
 def test_what_was_not_logged_to_wandb_stays_out(tmp_path: Path) -> None:
