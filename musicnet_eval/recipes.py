@@ -37,7 +37,7 @@ Context = Callable[[], contextlib.AbstractContextManager[Any]]
 CHOSEN = "recipe.json"  # beside the checkpoints, and gone with them
 FORMATS = (True, False)  # of model.channels_last; the default first, as the simpler of two that are as fast
 PRECISIONS = ("32-true", "bf16-mixed")  # 16-mixed would scale losses and leave out steps: more than rounding
-TIE = 1.05  # up to which a simpler candidate that takes so many times as long is as good
+TIE = 1.03  # up to which a simpler candidate that takes so many times as long is as good
 SLOW = 3.0  # times the fastest, from which a candidate gets no further turn
 BUDGET = 4.0  # seconds that the turns may take
 ROUNDS = 3, 10  # at least, at most
@@ -344,16 +344,18 @@ def measure(steps: Steps, batch_size: int, budget: float = BUDGET) -> Times:
     cpu = steps.device.type == "cpu"
     steps.noise(2 if cpu else batch_size)
     steps.round(check=True)  # warms up, and sorts out what does not go
-    times = steps.round()
-    steps.drop_slow(times)
+    rounds = [steps.round()]
+    steps.drop_slow(rounds[0])
     if cpu:
-        an_image = sum(times[option] for option in steps.options) / steps.images
-        steps.noise(max(2, min(batch_size, int(budget / ((1 + least) * an_image)))))
-        steps.round()
-    began, rounds = time.perf_counter(), [steps.round() for _ in range(least)]
-    while len(rounds) < most and time.perf_counter() - began < budget:
+        an_image = sum(rounds[0][option] for option in steps.options) / steps.images
+        if (room := int(budget / ((1 + least) * an_image))) > steps.images < batch_size:
+            steps.noise(min(room, batch_size))
+            steps.round()  # warms up
+            rounds = []
+    began = time.perf_counter()
+    while len(rounds) < least or (len(rounds) < most and time.perf_counter() - began < budget):
         rounds.append(steps.round())
-    return {option: min(times[option] for times in rounds) for option in rounds[-1]}
+    return {option: min(times[option] for times in rounds) for option in steps.options}
 
 
 def convolution_ratio(context: Context) -> float:

@@ -79,8 +79,8 @@ def test_auto_without_a_choice_is_refused() -> None:
     ("seconds", "chosen"),
     [
         ([1.0, 1.0, 1.0, 1.0], DEFAULT),
-        ([1.04, 1.2, 1.0, 1.1], DEFAULT),  # a tie
-        ([1.2, 1.04, 1.0, 1.1], PLAIN),
+        ([1.02, 1.2, 1.0, 1.1], DEFAULT),  # a tie
+        ([1.2, 1.02, 1.0, 1.1], PLAIN),
         ([2.0, 2.1, 1.0, 1.1], HALF),
         ([2.0, 2.1, 2.0, 1.1], PLAIN_HALF),
     ],
@@ -205,7 +205,7 @@ def test_a_run_is_the_one_asked_for_by_hand_and_all_of_a_sweep_share_the_choice(
     shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe: "))
     choice = Candidate(facts["model.channels_last"], facts["trainer.precision"])
     assert shown.startswith(f"recipe: {choice}")
-    assert min(facts["ratios"].values()) == 1 <= facts["ratios"][str(choice)] <= 1.05
+    assert min(facts["ratios"].values()) == 1 <= facts["ratios"][str(choice)] <= 1.03
     assert set(facts["ratios"]) | set(facts["left_out"]) == {str(option) for option in OPTIONS}
     assert facts["images"] == 4
     assert (facts["for"]["backbone"], facts["for"]["image_shape"], facts["for"]["batch_size"]) == ("test_resnet", [1, 32, 32], 4)
