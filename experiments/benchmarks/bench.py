@@ -1,4 +1,4 @@
-"""Measure how fast the product is and write README.md beside this file: `make bench`, or `python bench.py [--quick]`.
+"""Measure how fast the product is and write README.md beside this file: `make bench`, or `python bench.py [--quick] [--only …]`.
 
 Figures, each with its target: `--help` of every command; an epoch beside a bare PyTorch loop; a whole small run beside a bare
 script; the cached data path beside a memory-map gather; `log_mel` beside other libraries; a loss step beside cross-entropy; the
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,19 @@ import data_path
 import front_ends
 import loss_steps
 import numpy as np
+import page
 import reading
 import recipes
 import soundfile
 import torch
-from rich.console import Console
-from rich.table import Table
+from page import Figure
 
-from musicnet_eval import configs, environment
+from musicnet_eval import configs
 from musicnet_eval.datamodule import MusicDataModule
 from musicnet_eval.datasets import assign_splits
 
 HERE = Path(__file__).resolve().parent
-COMMANDS = ("train", "evaluate", "predict", "leaderboard", "report")
+COMMANDS = ("train", "evaluate", "predict", "leaderboard", "report", "audit", "status", "dashboard")
 # Says on stderr which heavy packages a command has imported by the time that it has printed its help.
 PROBE = """
 import contextlib, runpy, sys
@@ -74,18 +74,6 @@ QUICK = Effort(
     networks=3,
     batch_size=8,
 )
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure beside its target, with every round it rests on."""
-
-    what: str
-    value: str
-    target: str
-    met: bool
-    rounds: dict[str, list[float]]
-    note: str
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------------
@@ -252,67 +240,55 @@ def ratio(seconds: dict[str, list[float]]) -> float:
     return statistics.median(seconds["ours"]) / statistics.median(seconds["bare"])
 
 
-# --- what comes out -----------------------------------------------------------------------------------------------------------
+# --- the sections ---------------------------------------------------------------------------------------------------------------
 
 
-def show(figures: list[Figure]) -> None:
-    """Print the figures as a table in the terminal."""
-    table = Table("figure", "measured", "target", "met", "note", title="Speed")
-    for figure in figures:
-        table.add_row(figure.what.strip("`"), figure.value, figure.target, "yes" if figure.met else "NO", figure.note)
-    Console().print(table)
+class Bench:
+    """What the sections measure with: how much, where, and the embedded data set, read when the first one asks for it.
+
+    Args:
+        effort: How often and how long.
+        work: An empty folder.
+    """
+
+    def __init__(self, effort: Effort, work: Path) -> None:
+        self.effort = effort
+        self.work = work
+
+    @cached_property
+    def chosen(self) -> tuple[str, list[str]]:
+        described, overrides = choose_data(self.work)
+        say(f"data: {described.replace('`', '')}")
+        return described, [*overrides, "data.protocol=group_kfold"]
+
+    @cached_property
+    def data(self) -> MusicDataModule:
+        return data_module(self.chosen[1])
+
+    @cached_property
+    def audio(self) -> torch.Tensor:
+        """Give 64 segments `[64, T]` of as many songs."""
+        return torch.from_numpy(songs(self.data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
 
 
-def write(figures: list[Figure], command: str, data: str, effort: Effort, seconds: float) -> None:
-    """Write README.md: the figures, what they were measured on, and every round."""
-    rows = [f"| {f.what} | {f.value} | {f.target} | {'yes' if f.met else '**no**'} | {f.note} |" for f in figures]
-    rounds = [
-        f"| {figure.what} | {name} | {' '.join(f'{value:.3g}' for value in values)} |"
-        for figure in figures
-        for name, values in figure.rounds.items()
-    ]
-    versions = ", ".join(f"{name} {number}" for name, number in environment.versions().items())
-    git = environment.git()
-    commit = f"{git['commit'][:12]}{' with local changes' if git['dirty'] else ''}" if git else "unknown"
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    text = f"""# Speed
+def figures_of(rows: list[dict[str, Any]]) -> list[Figure]:
+    """Make figures of rows from modules that know nothing of this one."""
+    return [Figure(**row) for row in rows]
 
-Written by `{command}` itself; do not edit. Repeat with `make bench`, or in about two minutes with
-`.venv/bin/python experiments/benchmarks/bench.py --quick`.
 
-| figure | measured | target | met | note |
-|---|---|---|---|---|
-{chr(10).join(rows)}
-
-Ratios are of medians. The two sides took turns (bare, ours, bare, ours, …) within one call, so that whatever else the machine
-did slowed both. Absolute times are of a shared, noisy machine and mean little by themselves.
-
-- Machine: {os.cpu_count()} cores, {environment.processor()}, {platform.system()} {platform.machine()};
-  load average at the end {load}.
-- Date: {time.strftime("%Y-%m-%d")}, commit {commit}; the whole measurement took {seconds / 60:.1f} min.
-- Versions: {versions}.
-- Data: {data}. One CPU thread on both sides.
-- An epoch: `turns.py`, a callback, lets a bare loop do each epoch before our trainer does the same one: the same int16 segments
-  and batches, held in memory; the same spectrogram, song by song; the same network, channels last; cross-entropy; AdamW; and
-  validation. Ours counts all between two epochs: reading, hooks, metrics, checkpoints, tables. That both networks end with equal
-  weights is checked. The bare loop runs without torch's deterministic mode.
-- A small run: `musicnet-train` on a warm decoded cache beside `bare.py`, which imports torch, torchaudio and timm, and reads
-  decoded songs from NumPy files.
-- Front end and augmentation: `augment_share.py`; what makes a batch beside the step on it (AdamW, channels last, float32).
-  Most of `music_strong` is pitch and tempo, a tenth of the rows each.
-- `recipe=auto`: `recipes.py`; whole steps (cross-entropy, AdamW) of {effort.batch_size} images of 1×128×130, CPU time;
-  what takes over 3 times as long on two images is given from these. A processor that multiplies in bf16 has another table.
-- `log_mel`: `front_ends.py`; Hann windows of 2048, hop 512, 128 bands on all sides; ours as in training, segment by segment.
-- Data path: the training loader, random positions in one file a song, beside random rows of one memory-mapped file; the page
-  cache is warm for both.
-
-## Every round, seconds
-
-| figure | side | rounds |
-|---|---|---|
-{chr(10).join(rounds)}
-"""
-    (HERE / "README.md").write_text(text, encoding="utf8")
+# What `--only` names, in the order of the page.
+SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
+    "help": lambda b: measure_help(b.effort.help_rounds),
+    "path": lambda b: [measure_data(b.data, b.effort.gathers, b.work)],
+    "data": lambda b: figures_of(data_path.measure(b.work / "data_side", b.effort.help_rounds)),
+    "losses": lambda b: [Figure(*loss_steps.measure(rounds=8 * b.effort.gathers))],
+    "reading": lambda b: figures_of(reading.measure(b.work / "reading")),
+    "front_ends": lambda b: figures_of(front_ends.measure(b.audio, b.effort.help_rounds)),
+    "augment": lambda b: figures_of(augment_share.measure(b.audio[:32], b.effort.help_rounds)),
+    "recipes": lambda b: measure_recipes(b.effort),
+    "run": lambda b: [measure_run(b.chosen[1], b.effort.runs, b.data, b.work)],
+    "epoch": lambda b: [measure_epoch([*b.chosen[1], *b.effort.epoch_overrides], b.effort.epochs, b.work)],
+}
 
 
 def say(line: str) -> None:
@@ -321,45 +297,21 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Measure everything, show it, and write README.md."""
+    """Measure what is asked for and show it; in full, keep it and write README.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="shorter epochs and fewer rounds: about 2 minutes instead of 10")
-    parser.add_argument("--only", choices=["data", "recipes"], help="measure this side alone, show it, and write nothing")
+    parser.add_argument("--quick", action="store_true", help="shorter epochs and fewer rounds; shown, not written down")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure these alone; the page keeps the others")
     given = parser.parse_args()
-    effort = QUICK if given.quick else FULL
-    if given.only == "data":
-        with tempfile.TemporaryDirectory() as folder:
-            show([Figure(**row) for row in data_path.measure(Path(folder), effort.help_rounds)])
-        return
-    began = time.perf_counter()
     torch.set_num_threads(1)
-    if given.only == "recipes":
-        show(measure_recipes(effort))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        described, overrides = choose_data(work)
-        say(f"data: {described.replace('`', '')}")
-        overrides.append("data.protocol=group_kfold")
-        data = data_module(overrides)
-        figures = measure_help(effort.help_rounds)
-        figures.append(measure_data(data, effort.gathers, work))
-        say("the data side")
-        figures += [Figure(**row) for row in data_path.measure(work / "data_side", effort.help_rounds)]
-        figures.append(Figure(*loss_steps.measure(rounds=8 * effort.gathers)))
-        say("leaderboard and report over 1,000 runs")
-        figures += [Figure(**row) for row in reading.measure(work / "reading")]
-        say("log_mel beside other libraries")
-        audio = torch.from_numpy(songs(data, "train")[0][:64, : bare.SEGMENT]).float() / 32768
-        figures += [Figure(**row) for row in front_ends.measure(audio, effort.help_rounds)]
-        figures += [Figure(**row) for row in augment_share.measure(audio[:32], effort.help_rounds)]
-        figures += measure_recipes(effort)
-        figures.append(measure_run(overrides, effort.runs, data, work))
-        say(f"ResNet-18, {effort.epochs} epochs in turns with the bare loop")
-        figures.append(measure_epoch([*overrides, *effort.epoch_overrides], effort.epochs, work))
-    show(figures)
-    write(figures, " ".join(["bench.py", *sys.argv[1:]]), described, effort, time.perf_counter() - began)
-    say(f"written: {HERE / 'README.md'}")
+    for name in given.only or SECTIONS:
+        began = time.perf_counter()
+        say(f"{name} …")
+        with tempfile.TemporaryDirectory() as folder:
+            figures = SECTIONS[name](Bench(QUICK if given.quick else FULL, Path(folder)))
+        page.show(name, figures)
+        if not given.quick:
+            page.keep(name, figures, time.perf_counter() - began)
+            page.write(list(SECTIONS))
 
 
 if __name__ == "__main__":
