@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage lint types bench docs browser
+.PHONY: help setup demo test test-fast coverage lint types bench docs browser soak
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,18 @@ browser: ## Get a headless Chromium for the tests of the pages, unless there is 
 
 bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (20 minutes)
 	$(BIN)/python experiments/benchmarks/bench.py
+
+# Ray's plugin wants another cloudpickle than the rest, and Ray is 345 MB: it has an environment of its own on top of .venv.
+RAY := .venv-ray
+$(RAY)/.ready: $(READY)
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(RAY)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	$(RAY)/bin/python -m pip install --quiet 'hydra-ray-launcher>=1.2.1,<1.3' 'ray>=2.40'
+	touch $@
+
+soak: setup $(RAY)/.ready ## Kill sweeps of every engine at random moments; nothing is lost, done twice or half-written (30 minutes)
+	$(BIN)/python experiments/soak/soak.py --ray $(RAY)/bin/python
 
 docs: setup ## Write docs/backbones.md: what each of timm's families makes of a spectrogram (10 minutes)
 	$(BIN)/python -m experiments.backbones.table

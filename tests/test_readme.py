@@ -166,13 +166,13 @@ def test_commands_and_targets_exist(page: Path) -> None:
     assert set(re.findall(r"(?:musicnet-eval|'\.)\[([a-z]+)\]", text)) <= extras
 
 
-KEY = re.compile(r"(?<![\w.+$-])([a-z][a-z_]*(?:\.[a-z_]+)*)=([^\s`'\"]*)")
+KEY = re.compile(r"(?<![\w.+$/-])([a-z][a-z_]*(?:\.[a-z_]+)*)=([^\s`'\"]*)")
 
 
 @cache
 def accepted(key: str, value: str) -> bool:
     """Say whether the config has a key, under any choice of its group, or a group a choice."""
-    group = key.partition(".")[0]
+    group = "/".join(key.split(".")[:2]) if key.startswith(("hydra.launcher.", "hydra.sweeper.")) else key.partition(".")[0]
     choices = sorted(path.stem for path in (configs.CONF / group).glob("*.yaml"))
     if choices and key == group:
         return all(name in choices for name in re.split(r"[|,]", value) if name.isidentifier() and name.islower())
@@ -194,6 +194,13 @@ def test_keys_exist(page: Path) -> None:
     spans = [span for span in code(page) if "(" not in span and span not in recipes]
     keys = {pair for span in spans for pair in KEY.findall(span)}
     assert {f"{key}={value}" for key, value in keys if not accepted(key, value)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_launchers_and_sweepers_exist(page: Path) -> None:
+    for group, names in re.findall(r"hydra/(launcher|sweeper)=([\w|,]+)", page.read_text(encoding="utf8")):
+        known = {path.stem for path in (configs.CONF / "hydra" / group).glob("*.yaml")} | {"basic"}
+        assert set(re.split(r"[|,]", names)) <= known
 
 
 def test_printed_training_commands_compose() -> None:
