@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import threading
 import time
@@ -264,8 +265,8 @@ def _leave_service() -> None:
 def _say_how_to_sync(session: Session) -> None:
     """Print one line on where the files are; of a resumed run all attempts', which `wandb sync` takes in their order."""
     if session.told["mode"] == "offline" or session.troubles:
-        every = Path(session.told["folder"]).parent / f"*run-*-{session.told['id']}"
-        print(f"W&B: {session.told['mode']}; upload with: wandb sync {every}", flush=True)
+        beside = shlex.quote(str(Path(session.told["folder"]).parent))
+        print(f"W&B: {session.told['mode']}; upload with: wandb sync {beside}/*run-*-{session.told['id']}", flush=True)
 
 
 def told() -> dict[str, Any] | None:
@@ -300,6 +301,7 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
         do: Does it.
         grace: Seconds beyond the session's patience.
     """
+    global _unreachable
     left = threading.Event()
 
     def work() -> None:
@@ -321,6 +323,7 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
         _note(f"could not {what} within {seconds:g} s, and does not wait for it")
         if _present is not None:
             _present.patience = min(_present.patience, GRACE_SECONDS)
+            _unreachable = (time.monotonic(), f"it could not {what} in time")
 
 
 def _note(trouble: str) -> None:

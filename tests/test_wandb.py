@@ -1,28 +1,435 @@
-"""Weights & Biases, offline: each job of a sweep is a run of its own, named by its signature, and finished."""
+"""Weights & Biases: what a run shows there, read back by wandb's own reader; and that nothing which goes wrong there harms a run.
+
+Truth: `wandb leet inspect` for offline files, a server of our own for online ones, scikit-learn for tables, the run's own files.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import wandb
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from wandb.util import get_core_path
 
-from musicnet_eval import records, wandb_sweep
-from tests.conftest import TINY, Command
+from musicnet_eval import records, wandb_run, wandb_tables
+from musicnet_eval.errors import ConfigError
+from musicnet_eval.metrics import METRICS, Scored
+from musicnet_eval.records import Prediction
+from tests.conftest import TINY, Command, only_run
+from tests.wandb_stub import KEY, Stub, refused
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+TOKEN, TYPED = "hunter2-hunter2-hunter2", "hunter3-hunter3-hunter3"  # of the environment; typed
+# What is told once, and kept for the process: a key, a mode, a server.
+VARIABLES = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR", "WANDB_RUN_GROUP")
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let wandb know nothing of this machine's user, and forget what it was told."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(wandb_run, "_unreachable", None)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def asked(tones: Path, *more: str) -> list[str]:
+    return ["data=folder", f"data.root={tones}", "backbone=stats_linear", "logger=wandb", *TINY, *more]
+
+
+def inspect(folder: Path) -> list[dict[str, Any]]:
+    """Read a run back with W&B's own reader, a dictionary a record (`wandb leet inspect --json`)."""
+    (file,) = folder.glob("run-*.wandb")
+    core = [get_core_path(), "leet", "inspect", "--no-observability"]
+    command = [*core, "--json", "--run-file", str(file), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def history(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one["history"]["item"] for one in told if one["type"] == "history"]
+
+
+def summary(told: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in told:
+        found |= one["summary"].get("update", {}) if one["type"] == "summary" else {}
+    return found
+
+
+def ended(told: list[dict[str, Any]]) -> int:
+    """Give the exit code; what is not written when it is 0 counts as 0."""
+    (last,) = [one["exit"] for one in told if one["type"] == "exit"]
+    return int(last.get("exit_code", 0))
+
+
+def folder_of(run: Path) -> Path:
+    """Give the folder of a run's W&B files, as its status says."""
+    return Path(records.read_json(run / records.STATUS)["wandb"]["folder"])
+
+
+def check_curves(told: list[dict[str, Any]], run: Path) -> None:
+    """Compare what W&B has by epoch with `metrics.csv`: every number of every epoch, and nothing else of these names."""
+    with (run / records.METRICS).open(newline="") as file:
+        expected = list(csv.DictReader(file))
+    for row in expected:
+        heard: dict[str, Any] = {}
+        for item in history(told):
+            if item.get("epoch") == int(row["epoch"]):
+                heard |= item
+        names = set(row) - {"epoch", "step"}
+        assert names <= set(heard)
+        assert {name for name in heard if name.startswith(("train/", "val/", "gap/"))} <= names
+        for name in names:
+            assert heard[name] == pytest.approx(float(row[name]), rel=1e-5), name
+        assert heard["epoch"] == int(row["epoch"])
+        assert heard["trainer/global_step"] >= 0
+
+
+# --- offline: four jobs in one process, four at once ---------------------------------------------------------------------------
+
+
+FAILING = """
+import os
+import torch
+
+
+class Loss(torch.nn.CrossEntropyLoss):
+    '''Fail in one job of four, with a secret in the message.'''
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails = fails
+
+    def forward(self, scores, label):
+        if self.fails:
+            raise RuntimeError("cannot log in with " + os.environ["MY_LAB_TOKEN"])
+        return super().forward(scores, label)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-def test_two_jobs_are_two_runs(tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", "seed=0,1", "logger=wandb", *TINY)
+def test_four_jobs_in_one_process(
+    tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is one W&B run with its true end and what its files say; secrets are nowhere; numbers are as without W&B."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    own = ("plugins=[failing]", "loss._target_=failing.Loss")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "wandb", None)  # to import it would fail
+        assert train(*asked(tones, *own, "+loss.fails=false", "logger=none", "hydra.run.dir=plain")) == 0
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("MY_LAB_TOKEN", TOKEN)
+    given = [*asked(tones, *own, "+note=${oc.env:MY_LAB_TOKEN}", f"+lab_token={TYPED}"), "logger.wandb.tags=[mine]"]
+    assert train("-m", *given, "seed=0,1", "+loss.fails=false,true") == 1
+    said = capsys.readouterr()
+    assert f"upload with: wandb sync {Path('runs/wandb')}" in said.out
+    assert TOKEN not in said.out + said.err
+    runs = records.find_runs([tmp_path / "runs" / tones.name])
+    assert len(runs) == 4
+    for run in runs:
+        check_run(run, inspect(folder_of(run)), tones.name)
+    assert wandb.run is None
+    assert len(list((tmp_path / "runs/wandb").glob("offline-run-*"))) == 5  # and the leaderboard's
+    (same,) = [run for run in runs if "-s0-" in run.name and (run / records.RESULT).exists()]
+    assert (same / records.METRICS).read_bytes() == (tmp_path / "plain" / records.METRICS).read_bytes()
+    for file in [*(tmp_path / "runs").rglob("*"), *(tmp_path / "home").rglob("*")]:
+        typed = () if file.name == "multirun.yaml" else (TYPED,)  # Hydra's own, beside the runs, is as typed
+        if file.is_file():
+            assert not any(secret.encode() in file.read_bytes() for secret in (KEY, TOKEN, *typed)), file
+
+
+def check_run(run: Path, told: list[dict[str, Any]], data: str) -> None:
+    """Compare what W&B holds of one run of the sweep with the files of the run."""
+    (about,) = [one["run"] for one in told if one["type"] == "run"]
+    config: dict[str, Any] = about["config"]["update"]
+    for one in told:
+        config |= one["config"].get("update", {}) if one["type"] == "config" else {}
+    status, found = records.read_json(run / records.STATUS), summary(told)
+    assert (about["run_id"], about["run_group"], about["job_type"]) == (status["signature"], data, "train")
+    assert {data, "stats_linear", "log_mel", "mine"} <= set(about["tags"])
+    assert (config["note"], config["lab_token"], config["choices"]["backbone"]) == ("***", "***", "stats_linear")
+    assert config["optimizer"]["lr"] == 0.001
+    assert status["wandb"]["troubles"] == []
+    if (run / records.FAILED).exists():
+        assert (ended(told), found["state"]) == (1, "failed")
+        assert found["error"] == "RuntimeError: cannot log in with ***"
+        return
+    assert (ended(told), found["state"]) == (0, "done")
+    record = records.read_result(run)
+    assert record["facts"]["wandb"]["id"] == config["signature"] == record["signature"]
+    assert config["configuration"] == record["configuration"]
+    check_curves(told, run)
+    assert [item["epoch"] for item in history(told) if item.get("throughput/train_segments_per_second", 0) > 0] == [0, 1]
+    last = records.read_curves(run)[-1]
+    assert found["val/song/accuracy"] == pytest.approx(last["val/song/accuracy"])
+    best = max(records.read_curves(run), key=lambda row: row["val/song/f1_macro"])
+    assert found["best/epoch"] == record["facts"]["best_epoch"] == best["epoch"]
+    assert found["best/val/song/f1_macro"] == found["objective"] == record["metrics"]["val/song/f1_macro"]
+    assert found["test/song/accuracy"] == record["metrics"]["test/song/accuracy"]
+    assert {*wandb_run.TABLES, wandb_run.EXAMPLES} <= {name.partition("._type")[0] for name in found}
+    folder = Path(status["wandb"]["folder"]) / "files/media/table"
+    (said,) = (json.loads(file.read_text()) for file in (folder / "test").glob("predictions_*.json"))
+    songs = {row.song: row for row in records.read_predictions(run) if row.split == "test"}
+    assert {row[0]: row[3] for row in said["data"]} == {name: row.predicted for name, row in songs.items()}
+
+
+@pytest.mark.slow
+def test_four_jobs_at_once(tones: Path, train: Command, tmp_path: Path) -> None:
+    overrides = asked(tones, "hydra/launcher=process", "hydra.launcher.n_jobs=4", "seed=0,1,2,3")
     assert train("-m", *overrides) == 0
-    signatures = {records.read_result(run)["signature"] for run in records.find_runs([tmp_path / "runs"])}
-    files = {path.stem.removeprefix("run-") for path in (tmp_path / "runs/wandb").glob("offline-run-*/run-*.wandb")}
-    (kept,) = (tmp_path / "runs").glob(f"*/{wandb_sweep.KEPT}")
-    assert files == signatures | {json.loads(kept.read_text())["id"]}
-    assert len(files) == 3  # two jobs and their leaderboard
-    assert sys.modules["wandb"].run is None  # nothing is left open for a third job to log into
+    runs = records.find_runs([tmp_path / "runs" / tones.name])
+    assert len({folder_of(run) for run in runs}) == 4
+    for run in runs:
+        told = inspect(folder_of(run))
+        assert ended(told) == 0
+        assert [one["run"]["run_group"] for one in told if one["type"] == "run"] == [tones.name]
+        check_curves(told, run)
+
+
+STOP = """
+import os, pathlib, signal
+from lightning.pytorch.callbacks import Callback
+
+
+class Stop(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and not pathlib.Path("stopped").exists():
+            pathlib.Path("stopped").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_interrupted_run_goes_on_as_the_same_run(tones: Path, train: Command, tmp_path: Path) -> None:
+    """Ctrl-C ends its W&B run with 130; asked for again it is the same run, here and on a server that gets both attempts."""
+    (tmp_path / "stop.py").write_text(STOP)
+    overrides = asked(tones, "plugins=[stop]", "callbacks=none", "+callbacks.stop._target_=stop.Stop")
+    assert train(*overrides, "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable") == 130
+    run = only_run(tmp_path / "runs" / tones.name)
+    first = inspect(folder_of(run))
+    assert (ended(first), summary(first)["state"]) == (130, "interrupted")
+    assert train(*overrides, "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable") == 0
+    second = inspect(folder_of(run))
+    assert ended(second) == 0
+    signature = records.read_result(run)["signature"]
+    assert {one["run"]["run_id"] for one in (*first, *second) if one["type"] == "run"} == {signature}
+    check_curves([*first, *second], run)
+    with Stub() as stub:
+        env = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": stub.url}
+        files = sorted(map(str, (tmp_path / "runs/wandb").glob(f"*run-*-{signature}")))  # as the line at the end says
+        command = [sys.executable, "-m", "wandb", "sync", *files]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert set(stub.runs) - {"artifacts"} == {signature}
+        assert stub.runs[signature].exit_code == 0
+        heard = {row["epoch"] for row in stub.runs[signature].history if "val/song/accuracy" in row}
+    assert heard == {0, 1}
+
+
+def test_histograms_and_checkpoints_on_request(tones: Path, train: Command, tmp_path: Path) -> None:
+    more = ("callbacks=[default,histograms]", "logger.wandb.checkpoints=best", "backbone=test_resnet", "trainer.max_epochs=1")
+    assert train(*asked(tones, *more)) == 0
+    run = only_run(tmp_path / "runs" / tones.name)
+    told = inspect(folder_of(run))
+    artifacts = {one["artifact"]["name"]: one["artifact"] for one in told if one["type"] == "artifact"}
+    kept = artifacts[f"model-{records.read_result(run)['signature']}"]
+    assert [file["path"] for file in kept["manifest"]["contents"]] == ["best.ckpt"]
+    names = {name.partition("._type")[0] for item in history(told) for name in item if name.endswith("._type")}
+    assert {name.partition("/")[0] for name in names} >= {"gradients", "weights"}
+    row = next(item for item in history(told) if "weights/fc.weight.values" in item)
+    assert sum(row["weights/fc.weight.values"]) == 3 * 96  # three classes times what the last layer sees
+    assert len(row["weights/fc.weight.bins"]) == 33
+
+
+def test_histograms_need_wandb(tones: Path, train: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(*asked(tones, "logger=none", "callbacks=histograms")) == 2
+    assert "Add logger=wandb" in capsys.readouterr().err
+
+
+# --- online: a server that works, and servers that do not --------------------------------------------------------------------
+
+
+def online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    for name, value in (("WANDB_API_KEY", KEY), ("WANDB_BASE_URL", url), ("WANDB_MODE", "online")):
+        monkeypatch.setenv(name, value)
+
+
+SHORT = ("logger.wandb.init_seconds=3", "logger.wandb.finish_seconds=2")
+
+
+def test_a_server_gets_the_run_as_it_ended(
+    tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stub() as stub:
+        online(monkeypatch, stub.url)
+        assert train(*asked(tones)) == 0
+        run = only_run(tmp_path / "runs" / tones.name)
+        signature = records.read_result(run)["signature"]
+        heard = stub.runs[signature]
+        assert stub.unknown == []
+        assert f"W&B: {stub.url}/lab/musicnet_eval/runs/{signature}" in capsys.readouterr().out
+        assert (heard.exit_code, heard.summary["state"]) == (0, "done")
+        assert (heard.attributes["groupName"], heard.attributes["jobType"]) == (tones.name, "train")
+        assert heard.attributes["displayName"].startswith(f"{tones.name} fold 0 · stats_linear")
+        curve = {row["epoch"]: row["val/song/accuracy"] for row in heard.history if "val/song/accuracy" in row}
+        expected = {row["epoch"]: row["val/song/accuracy"] for row in records.read_curves(run)}
+        assert curve == pytest.approx(expected)
+        assert any(name.endswith("test/predictions.table.json") for name in stub.runs["artifacts"].files)
+        size = sum(len(content) for one in stub.runs.values() for content in one.files.values())
+        assert 20_000 < size < 1_000_000
+        assert train(*asked(tones, "run.force=true")) == 0  # once more: the same run goes on
+        assert list(stub.runs) == [signature, "artifacts"]
+        assert len(heard.history) > 2 * len(curve)
+
+
+@pytest.mark.parametrize("trouble", ["errors", "hang", "refused", "no key"])
+def test_without_a_server_it_goes_on_offline(
+    tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    with Stub(trouble if trouble in ("errors", "hang") else "healthy") as stub:
+        online(monkeypatch, refused() if trouble == "refused" else stub.url)
+        if trouble == "no key":
+            monkeypatch.delenv("WANDB_API_KEY")
+        began = time.monotonic()
+        assert train("-m", *asked(tones, *SHORT, "callbacks=none", "trainer.max_epochs=1"), "seed=0,1") == 0
+        assert time.monotonic() - began < 120  # a bound against hanging, no measure of speed
+    said = capsys.readouterr()
+    assert "could not begin online, and goes on offline" in said.err
+    assert "upload with: wandb sync" in said.out
+    assert "Traceback" not in said.err
+    for run in records.find_runs([tmp_path / "runs" / tones.name]):
+        told = records.read_result(run)["facts"]["wandb"]
+        assert (told["asked"], told["mode"]) == ("online", "offline")
+        reason = "no API key" if trouble == "no key" else "not asked again so soon" if "-s1-" in run.name else "Error"
+        assert reason in told["troubles"][0]
+        assert ended(inspect(folder_of(run))) == 0
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_in_mid_run(tones: Path, tmp_path: Path) -> None:
+    """The run ends well, in time, leaves no process behind, and on disk is everything for a later `wandb sync`."""
+    with Stub(then="errors") as stub:
+        env = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": stub.url, "WANDB_MODE": "online"}
+        command = [sys.executable, "-m", "musicnet_eval.train", *asked(tones, *SHORT)]
+        # wandb's own process has our output too: as long as it lives, this waits
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    check_troubled(done.stdout, done.stderr, only_run(tmp_path / "runs" / tones.name), tmp_path)
+
+
+def test_a_server_that_hangs_in_mid_run(
+    tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stub(then="hang") as stub:
+        online(monkeypatch, stub.url)
+        assert train(*asked(tones, *SHORT)) == 0
+        said = capsys.readouterr()
+        check_troubled(said.out, said.err, only_run(tmp_path / "runs" / tones.name), tmp_path)
+
+
+def check_troubled(out: str, err: str, run: Path, beside: Path) -> None:
+    assert "W&B: could not" in err
+    assert "online; upload with: wandb sync" in out
+    told = records.read_json(run / records.STATUS)["wandb"]
+    assert told["mode"] == "online"
+    assert told["troubles"]
+    check_curves(inspect(beside / told["folder"]), run)
+
+
+# --- what a user may write ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("logger.wandb.checkpoints=some", "logger.wandb.checkpoints='some' must be one of none, best, all"),
+        ("logger.wandb.hardest=-1", "logger.wandb.hardest=-1 must be a number, 0 or more"),
+        ("+logger.wandb.settings.no_such=1", "wandb refuses a setting"),
+        ("logger.wandb.project=a/b", "wandb refuses what logger.wandb"),
+    ],
+)
+def test_slips_are_named(tones: Path, train: Command, capsys: pytest.CaptureFixture[str], override: str, named: str) -> None:
+    assert train(*asked(tones, override)) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [wandb_run.mode(offline=offline) for offline in (None, True, False)] == ["offline", "offline", "online"]
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert [wandb_run.mode(offline=offline) for offline in (None, False)] == ["online", "online"]
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.offline=true contradicts WANDB_MODE=online"):
+        wandb_run.mode(offline=True)
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(ConfigError, match="must be online, offline or disabled"):
+        wandb_run.mode(None)
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------------------
+
+CLASSES = ["a", "b", "c"]
+
+
+def rows(count: int = 200) -> list[Prediction]:
+    draw = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        chances = draw.dirichlet([1, 2, 1])
+        label, said = CLASSES[draw.integers(3)], CLASSES[int(chances.argmax())]
+        made.append(Prediction("test", f"s{number}", "g", label, said, dict(zip(CLASSES, chances, strict=True))))
+    return made
+
+
+def test_tables_agree_with_scikit_learn() -> None:
+    said = rows()
+    true, named = [row.label for row in said], [row.predicted for row in said]
+    columns = list(zip(*precision_recall_fscore_support(true, named, labels=CLASSES, zero_division=0), strict=True))
+    assert [row[1:] for row in wandb_tables.by_class(said, CLASSES).rows] == [pytest.approx(row) for row in columns]
+    counts = np.array([row[2] for row in wandb_tables.confusion(said, CLASSES).rows]).reshape(3, 3)
+    assert (counts == confusion_matrix(true, named, labels=CLASSES)).all()
+
+
+def test_classes_of_several_labels() -> None:
+    said = [
+        Prediction("test", "1", "g", "a|b", "a", {"a": 0.9, "b": 0.4, "c": 0.1}),
+        Prediction("test", "2", "g", "b", "b|c", {"a": 0.2, "b": 0.7, "c": 0.6}),
+        Prediction("test", "3", "g", "c", "", {"a": 0.2, "b": 0.1, "c": 0.4}),
+    ]
+    true, named = [[1, 1, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    columns = list(zip(*precision_recall_fscore_support(true, named, zero_division=0), strict=True))
+    assert [row[1:] for row in wandb_tables.by_class(said, CLASSES).rows] == [pytest.approx(row) for row in columns]
+
+
+def test_the_reliability_diagram_shows_the_calibration_error() -> None:
+    """Its bins, weighted by their songs, come to the metric that the run records."""
+    import torch
+
+    said = rows()
+    bins = wandb_tables.reliability(said, multilabel=False).rows
+    assert all(above < claimed <= up_to + 1e-12 for above, up_to, _, claimed, _ in bins)
+    error = sum(count * abs(claimed - holds) for _, _, count, claimed, holds in bins) / sum(row[2] for row in bins)
+    chances = torch.tensor([[row.probabilities[name] for name in CLASSES] for row in said]).float()
+    labels = torch.tensor([CLASSES.index(row.label) for row in said])
+    assert error == pytest.approx(float(METRICS["ece"](Scored.of(chances, labels))), abs=1e-6)
+
+
+def test_media_stay_within_their_budget(tmp_path: Path) -> None:
+    media = wandb_tables.Media(0.01)
+    quiet = np.zeros(2000, dtype=np.int16)
+    given = [media.sound(quiet, 8000) for _ in range(4)]
+    assert [one is not None for one in given] == [True, True, False, False]
+    assert media.picture(tmp_path / "none.png") is None
