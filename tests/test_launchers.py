@@ -26,6 +26,7 @@ class Kill(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer, module):
+        pathlib.Path(f"gpu{self.seed}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
         with open(f"epochs{self.seed}", "a") as file:
             file.write(f"{trainer.current_epoch} ")
         if self.seed == 1 and trainer.current_epoch == 1 and not pathlib.Path("killed").exists():
@@ -69,7 +70,9 @@ def test_a_killed_job_stops_no_tables_and_is_made_good(
     fake_slurm.install(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}{os.pathsep}{os.environ['PATH']}")
 
-    asked = (*sweep, "hydra.sweep.dir=cut", f"hydra/launcher={engine}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9")  # the jobs run on the CPU; only the names of GPUs are given out
+    own = {"joblib": ["hydra.launcher.gpus_per_job=1"], "submitit_slurm": ["hydra.launcher.cpus_per_task=3"]}
+    asked = (*sweep, "hydra.sweep.dir=cut", f"hydra/launcher={engine}", *own.get(engine, []))
     assert train(*asked) == 1
     told = capfd.readouterr()
     assert "was killed, and its neighbours with it" in told.err if engine == "joblib" else "lost: " in told.err
@@ -79,6 +82,8 @@ def test_a_killed_job_stops_no_tables_and_is_made_good(
     assert "Traceback" not in capfd.readouterr().err
     assert (tmp_path / "cut/report.html").is_file()
 
+    if engine == "joblib":
+        assert {(tmp_path / f"gpu{seed}").read_text() for seed in (0, 1)} <= {"7", "9"}
     epochs = {seed: (tmp_path / f"epochs{seed}").read_text() for seed in (0, 1)}
     assert epochs[1] == "0 1 1 2 "
     if engine != "joblib":
@@ -90,7 +95,7 @@ def test_a_killed_job_stops_no_tables_and_is_made_good(
     if engine == "submitit_slurm":
         (script, *_) = sorted((tmp_path / "slurm").glob("*.sh"))
         asked_for = script.read_text()
-        for option in ("--cpus-per-task=4", "--gpus-per-node=1", "--mem=16GB", "--time=720", "--signal=USR2@120"):
+        for option in ("--cpus-per-task=3", "--gpus-per-node=1", "--mem=16GB", "--time=720", "--signal=USR2@120"):
             assert f"#SBATCH {option}\n" in asked_for
 
 
@@ -164,6 +169,15 @@ def test_a_package_that_is_missing_is_named(
     assert told.err.count("\n") == 1
     assert told.err.startswith(f"error: {asked} needs a package that is not there")
     assert f"pip install 'musicnet-eval[{extra}]'" in told.err
+
+
+def test_too_few_gpus_for_joblib(
+    train: Command, tones: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9")
+    asked = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "hydra.launcher.gpus_per_job=1")
+    assert train(*tiny(tones), "seed=0,1", *asked) == 2
+    assert "Use hydra.launcher.n_jobs=2" in capsys.readouterr().err
 
 
 def test_slurm_is_missed(
