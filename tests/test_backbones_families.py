@@ -18,6 +18,8 @@ PAGE = (REPOSITORY / "docs/backbones.md").read_text(encoding="utf8")
 ROWS = {
     family: (name, verdict) for family, name, verdict in re.findall(r"^\| (\w+) \| `([^`]+)` \| (.+?) \| ", PAGE, re.MULTILINE)
 }
+# The verdict hangs on patches, not on how often a block is repeated: 32 of these would take 7 GB and two minutes.
+LIGHTER = {"deepseek_vit_412m": {"depth": 2}}
 
 
 def test_the_page_lists_every_family() -> None:
@@ -34,7 +36,7 @@ def test_the_page_lists_every_family() -> None:
 def test_the_smallest_member_takes_a_step_or_is_refused(family: str) -> None:
     name, verdict = ROWS[family]
     if timm.is_model(name):
-        assert judge(name).said == verdict
+        assert judge(name, **LIGHTER.get(name, {})).said == verdict
         gc.collect()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -49,12 +50,12 @@ def parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def judge(name: str) -> Verdict:
-    """Build a network for the default image, and send two images forward and backward."""
+def judge(name: str, **options: Any) -> Verdict:
+    """Build a network for the default image, with options of its own, and send two images forward and backward."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's own, of deprecated names
-            network = backbones.build(name, {}, CLASSES, SHAPE)
+            network = backbones.build(name, options, CLASSES, SHAPE)
     except ConfigError as error:
         return Verdict(f"refused: {error}")
     scores = network(torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)))
