@@ -28,6 +28,7 @@ PARENT = "MUSICNET_LEADER"  # process number of the leader, for those that it ha
 TICK = 0.5  # seconds between two looks at the others
 GRACE = 20.0  # seconds in which the leader should notice by itself that another has ended: connections break
 PATIENCE = 600.0  # seconds to wait for a leader that decodes audio
+STARTED, TOGETHER = time.time(), 30.0  # when this process began; seconds within which all of a start do
 
 
 def several(trainer: Mapping[str, Any]) -> bool:
@@ -48,7 +49,7 @@ def follow(folder: Path) -> None:
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
         return
     deadline = time.monotonic() + PATIENCE
-    while _announced(folder) != _launch():
+    while not _is_ready(folder):
         if time.monotonic() > deadline:
             raise TrainingError(f"The leading process did not get ready within {PATIENCE:.0f} s in '{folder}'. See what it says.")
         time.sleep(TICK)
@@ -64,11 +65,13 @@ def _launch() -> str:
     return " ".join(f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ)
 
 
-def _announced(folder: Path) -> Any:
+def _is_ready(folder: Path) -> bool:
+    """Say whether the leader of this start is ready; an earlier one, that was killed, may have left its word."""
     try:
-        return records.read_json(folder / records.STATUS).get("launch")
+        told = records.read_json(folder / records.STATUS).get("launch") or {}
     except RecordError:
-        return None
+        return False
+    return told.get("name") == _launch() and float(told["at"]) > STARTED - TOGETHER
 
 
 class Team:
@@ -95,7 +98,7 @@ class Team:
 
     def __enter__(self) -> Self:
         if self.external:
-            runs.update_status(self.folder, launch=_launch())
+            runs.update_status(self.folder, launch={"name": _launch(), "at": time.time()})
         elif self.devices > 1:
             self._start()
             threading.Thread(target=self._watch, daemon=True).start()
@@ -144,6 +147,8 @@ class Team:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._left.set()
+        if self.external:
+            runs.update_status(self.folder, launch=None)
         for name in set(os.environ) - set(self._before):
             del os.environ[name]
         if error is None:
