@@ -105,7 +105,9 @@ def test_callbacks_and_trainers_build(choice: str) -> None:
     config = composed(f"{group}={name}")
     for key, node in config["callbacks"].items():
         assert configs.build(node, f"callbacks.{key}") is not None
-    if name == "gpu" and not torch.cuda.is_available():
+    if isinstance(strategy := config["trainer"].get("strategy"), dict):
+        assert configs.build(strategy, "trainer.strategy") is not None
+    if name in ("gpu", "fsdp") and not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="trainer cannot be made"):
             configs.build(config["trainer"], "trainer")
     else:
