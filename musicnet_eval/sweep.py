@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -153,16 +154,19 @@ def finished(config: DictConfig, planned: Sequence[Sequence[str]]) -> list[Path]
         planned: The overrides of each job.
     """
     _share(config)
+    first, rest = _done(0, planned[0]), range(1, len(planned))  # which lists the tracks for all
+    if first is None:
+        return None
     if len(planned) <= FEW or "torch" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
-        found = list(map(_done, range(len(planned)), planned))  # a process with threads of its own is not to be forked
+        found = list(map(_done, rest, planned[1:]))  # a process with threads of its own is not to be forked
     else:
         fork = multiprocessing.get_context("fork")  # what is shared is there without being sent
         try:
-            with ProcessPoolExecutor(environment.cores(), fork) as pool:
-                found = list(pool.map(_done, range(len(planned)), planned, chunksize=8))
+            with ProcessPoolExecutor(environment.cores(), fork, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
+                found = list(pool.map(_done, rest, planned[1:], chunksize=8))
         except BrokenExecutor:  # a plugin has ended its process; the job itself will say so
             return None
-    return None if None in found else cast(list[Path], found)
+    return None if None in found else cast(list[Path], [first, *found])
 
 
 def _share(config: DictConfig) -> None:

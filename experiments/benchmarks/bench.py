@@ -32,6 +32,7 @@ import page
 import reading
 import recipes
 import soundfile
+import sweeps
 import torch
 from page import Figure
 
@@ -286,6 +287,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
     "front_ends": lambda b: figures_of(front_ends.measure(b.audio, b.effort.help_rounds)),
     "augment": lambda b: figures_of(augment_share.measure(b.audio[:32], b.effort.help_rounds)),
     "recipes": lambda b: measure_recipes(b.effort),
+    "sweeps": lambda b: figures_of(sweeps.measure(b.chosen[1], b.work, quick=b.effort is QUICK)),
     "run": lambda b: [measure_run(b.chosen[1], b.effort.runs, b.data, b.work)],
     "epoch": lambda b: [measure_epoch([*b.chosen[1], *b.effort.epoch_overrides], b.effort.epochs, b.work)],
 }

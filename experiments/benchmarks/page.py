@@ -29,6 +29,8 @@ on all sides, `tradition` as the data, if nothing else is said.
   tempo, a tenth of the rows each.
 - **recipes**: whole steps (cross-entropy, AdamW) on images of 1×128×130, CPU time; what takes over 3 times as long on two
   images is given from these. A processor that multiplies in bf16 has another table.
+- **sweeps**: a run's overhead is the time between the beginnings of two jobs of one process, less fit and test. Two jobs at once
+  and one by one are the same four jobs by the same launcher, done once each: let nothing else run.
 - **run**: `musicnet-train` on a warm decoded cache beside `bare.py`, which imports torch, torchaudio and timm, and reads
   decoded songs from NumPy files.
 - **epoch**: `turns.py`, a callback, lets a bare loop do each epoch before our trainer does the same one: the same int16
