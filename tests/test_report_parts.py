@@ -397,7 +397,6 @@ def test_wrong_types_in_foreign_records_give_a_page(tmp_path, change, everywhere
         lambda row: row._replace(song="曲 \u202e\x1b[31m", label="曲", predicted="曲"),
     ],
 )
-@pytest.mark.filterwarnings("default:Glyph .* missing")  # of a PDF's font; the page has the browser's
 @pytest.mark.slow
 def test_odd_predictions_give_a_page(tmp_path, alter):
     rows = [alter(row) if i % 2 else row for i, row in enumerate(predictions(10, 20, ("blues", "jazz")))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from musicnet_eval import records
+from musicnet_eval.report import fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,9 +82,15 @@ def svg(figure: Figure, alt: str, salt: str) -> Any:
     return opening.format(alt, Markup(box.group() if box else "")) + Markup(body)
 
 
-def pdf(figure: Figure, path: Path) -> None:
-    """Write a figure as PDF with its fonts inside, atomically and without a date, so that the same numbers give the same file."""
+def pdf(figure: Figure, path: Path) -> str:
+    """Write a figure as PDF with its fonts inside, atomically and without a date, so that the same numbers give the same file.
+
+    Returns:
+        Letters that no font of this system has: they are replaced by their codes.
+    """
     import matplotlib
 
+    replaced = fonts.fit(figure)
     with matplotlib.rc_context({"pdf.fonttype": 42}), records.replacing(path) as temporary:
         figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+    return replaced

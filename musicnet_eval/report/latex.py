@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,14 +25,22 @@ MOST_ROWS = 8  # of a table that get figures of their own
 def write(board: Board, folder: Path) -> Path:
     """Write `report.tex` (tables, figures, methods) and `figures/*.pdf` into a folder, and give the TeX file."""
     parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", leaderboard.to_latex(board)]
+    lacking: set[str] = set()
     for name, caption, figure in _figures(board):
-        pdf(figure, folder / "figures" / f"{name}.pdf")
+        lacking.update(pdf(figure, folder / "figures" / f"{name}.pdf"))
         parts.append(
             "\\begin{figure}\n\\centering\n"
             f"\\includegraphics[width=\\linewidth]{{figures/{name}.pdf}}\n\\caption{{{latex_text(caption)}}}\n\\end{{figure}}\n"
         )
     parts += [f"\\paragraph{{Methods.}} {latex_text(methods.paragraph(table))}\n" for table in board.tables]
     records.write_text(folder / "report.tex", "\n".join(parts))
+    if lacking:
+        shown, code = "".join(sorted(lacking))[:20], f"\\u{ord(min(lacking)):04x}"
+        print(
+            f"No font of this system has {len(lacking)} letters of the figures ({shown}); they are written as {code} and so on. "
+            "Install a font that has them, Noto Sans CJK, say, and write the report again.",
+            file=sys.stderr,
+        )
     return folder / "report.tex"
 
 
