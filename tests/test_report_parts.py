@@ -27,6 +27,14 @@ from tests.test_report import EVIL, Page, write
 CLASSES = ("a", "b", "c", "d")
 
 
+def test_runs_in_wandb_are_linked_by_web_addresses_alone(tmp_path):
+    urls = ("https://wandb.ai/lab/music/runs/1", "javascript:alert(1)", ["https://x"], None)
+    for seed, url in enumerate(urls):
+        changed(write_run(tmp_path, 15, seed=seed) / "result.json", facts={"classes": ["blues", "jazz"], "wandb": {"url": url}})
+    links = [link["href"] for link in Page(write(tmp_path)).named("a") if "rel" in link]
+    assert links == [urls[0]]
+
+
 def answers(seed: int, count: int = 60, several: bool = False) -> list[Prediction]:
     """Draw what a network says of some songs."""
     draw = np.random.default_rng(seed)

@@ -97,6 +97,7 @@ def _section(table: Table, limit: int, audits: list[str]) -> dict[str, Any]:
         "confusions": [confusion(row) for row in rows],
         "cut": f"Shown for the first {limit} of {len(table.rows)} configurations." if len(table.rows) > limit else "",
         "methods": methods.paragraph(table),
+        "logged": _logged(table),
     }
 
 
@@ -105,6 +106,18 @@ def _raw(row: Row) -> tuple[Any, ...]:
     counts = (row.rank, row.label, len(row.runs), row.songs)
     scores = (row.mean, row.interval and row.interval[0], row.sd, row.comparison and row.comparison.p_holm, row.gap)
     return (*counts, *scores, row.parameters, row.seconds, row.throughput)
+
+
+def _logged(table: Table) -> list[tuple[str, str]]:
+    """Give the address of each run that was logged to W&B online; a record may come from anyone, so nothing but a web address."""
+    found = []
+    for row in table.rows:
+        for run in row.runs:
+            told = run.record["facts"].get("wandb")
+            url = told.get("url") if isinstance(told, dict) else None
+            if isinstance(url, str) and url.startswith(("https://", "http://")):
+                found.append((f"{row.label} ({_repeat(run)})", url))
+    return found[:MOST_FIGURES]
 
 
 def _standing(board: Board) -> Any:
