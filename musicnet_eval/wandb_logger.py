@@ -192,7 +192,7 @@ class Histograms(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
-        if not any(isinstance(logger, RunLogger) for logger in trainer.loggers):
+        if trainer.is_global_zero and not any(isinstance(logger, RunLogger) for logger in trainer.loggers):
             raise ConfigError("callbacks=[…,histograms] draws in W&B. Add logger=wandb, or leave histograms out.")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -224,9 +224,9 @@ class Histograms(Callback):
     def _histogram(self, values: torch.Tensor) -> Any:
         import wandb
 
-        found = values.detach().float()
+        found = values.detach().float().cpu()  # histc has no deterministic implementation elsewhere
         found = found[found.isfinite()]
         low, high = (float(found.min()), float(found.max())) if len(found) else (0.0, 0.0)
-        counts = torch.histc(found, self.bins, low, high)
-        edges = torch.linspace(low, high if high > low else low + 1, self.bins + 1)
-        return wandb.Histogram(np_histogram=cast(Any, (counts.cpu().long().numpy(), edges.numpy())))
+        high = high if high > low else low + 1
+        counts, edges = torch.histc(found, self.bins, low, high), torch.linspace(low, high, self.bins + 1)
+        return wandb.Histogram(np_histogram=cast(Any, (counts.long().numpy(), edges.numpy())))
