@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from musicnet_eval import leaderboard, report, wandb_sweep
 from tests.fake_runs import write_failed, write_run
+from tests.wandb_stub import KEY, Stub
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -76,6 +78,26 @@ def test_one_run_that_holds_the_leaderboard(
     assert (media / told["leaderboard/report"]["path"]).read_text() == (folder / "report.html").read_text()
     staged = [json.loads(file.read_text())["data"] for file in (tmp_path / "runs/wandb/data/artifacts/staging").iterdir()]
     assert logged["data"] in staged  # what `wandb sync` is going to look for
+
+
+def test_online_it_goes_to_the_group_of_the_runs_and_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sweep(tmp_path / "runs/mood", WANDB, ("resnet18",))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with Stub() as stub:
+        monkeypatch.setenv("WANDB_BASE_URL", stub.url)
+        wandb.teardown()
+        publish(folder, offline=False)
+        publish(folder, offline=False)
+        wandb.teardown()
+    kept = json.loads((folder / wandb_sweep.KEPT).read_text())
+    assert kept["url"] == f"{stub.url}/lab/mine/runs/{kept['id']}"
+    assert not kept["troubles"]
+    told = stub.runs[kept["id"]]
+    assert {"displayName": "leaderboard of mood", "groupName": "mood", "jobType": "leaderboard"}.items() <= told.attributes.items()
+    assert told.exit_code == 0
+    assert told.summary["configurations"] == 2
+    assert any(name.endswith(".html") for name in told.files)
+    assert [name for name in stub.runs if name not in ("artifacts", kept["id"])] == []  # taken up again, not anew
 
 
 def test_what_was_not_logged_to_wandb_stays_out(tmp_path: Path) -> None:
