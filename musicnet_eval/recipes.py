@@ -138,19 +138,20 @@ def _kept(config: dict[str, Any], facts: DataFacts, options: Sequence[Candidate]
     plain = make_trainer({**config["trainer"], "precision": PRECISIONS[0]})
     about = _about(config, facts, options, plain.strategy.root_device)
     key = hashlib.sha256(records.canonical(about).encode()).hexdigest()[:16]
-    place = shelf / f"{key}.json"
+    place, lock = shelf / f"{key}.json", FileLock(shelf / f"{key}.lock")
     try:
         shelf.mkdir(parents=True, exist_ok=True)
-        with FileLock(shelf / f"{key}.lock"):
-            found = _read(place, options)
-            if found is None:
-                found = {**_probed(config, facts, options, plain.strategy.root_device), "for": about}
-                records.write_json(place, found)
+        held = lock.acquire()
     except OSError as error:
         raise ConfigError(
             f"recipe=auto cannot keep its choice in '{shelf}' ({error.strerror or error}), and other runs would choose anew. "
             "Make it writable, name another folder by data.cache_dir, or use recipe=default."
         ) from None
+    with held:
+        found = _read(place, options)
+        if found is None:
+            found = {**_probed(config, facts, options, plain.strategy.root_device), "for": about}
+            records.write_json(place, found)
     return found
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import librosa
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from musicnet_eval.configs import CONF
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.spectrograms import Chroma, Cqt, LogMel, LogMelDelta, MelPower, Mfcc, MultiResolution, Pcen, Stack, Stft
 
@@ -62,6 +64,10 @@ def librosa_mel(wave: torch.Tensor, power: float = 2.0) -> np.ndarray:
 
 
 # --- against other libraries, in float64 --------------------------------------------------------------------------------------
+
+
+def test_every_choice_is_tested() -> None:
+    assert set(MAKE) == {file.stem for file in (CONF / "spectrogram").glob("*.yaml")}
 
 
 def test_log_mel_equals_librosa() -> None:
@@ -244,7 +250,10 @@ class TestEvery:
     def test_export(self, name: str) -> None:
         module, wave = MAKE[name](), audio(2)
         shapes = ({0: torch.export.Dim("B", min=2, max=64)},)
-        exported = torch.export.export(module, (wave,), dynamic_shapes=shapes).module()
+        file = io.BytesIO()
+        torch.export.save(torch.export.export(module, (wave,), dynamic_shapes=shapes), file)
+        file.seek(0)
+        exported = torch.export.load(file).module()
         torch.testing.assert_close(exported(audio(3)), module(audio(3)))
 
     @settings(deadline=None, max_examples=25)

@@ -64,6 +64,7 @@ class Spectrum(nn.Module):
             raise ConfigError(f"spectrogram.power={power} must be from 0.1 to 4: 2 is power, 1 magnitude.")
         self.power = power
         self.fourier = torchaudio.transforms.Spectrogram(n_fft=n_fft, hop_length=hop_length, power=None, pad_mode="constant")
+        self.fourier.window = self.fourier.window.clone()  # torch's is a part of a longer one, which an exported file cannot hold
         self.scale = 4.0 / float(torch.hann_window(n_fft).sum()) ** 2
 
     def forward(self, audio: Tensor) -> Tensor:
