@@ -178,7 +178,8 @@ def accepted(key: str, value: str) -> bool:
         return all(name in choices for name in re.split(r"[|,]", value) if name.isidentifier() and name.islower())
     for choice in choices or [None]:
         try:
-            configs.compose([*([f"{group}={choice}"] if choice else []), f"{key}=x"])
+            given = value if key == "hydra.mode" else "x"  # one of a few words
+            configs.compose([*([f"{group}={choice}"] if choice else []), f"{key}={given}"])
         except ConfigError:
             continue
         return True
