@@ -99,6 +99,7 @@ class ProcessLauncher(Collecting):
                 self.look_again = 0.0
             if self.leave is not None and not asked_to_stop:
                 asked_to_stop = True
+                self.progress.stopping(self.running)
                 for worker in self.running:
                     worker.stop()
             while self.leave is None and len(self.running) < self.at_once and (found := self._next()):

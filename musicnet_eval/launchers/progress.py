@@ -67,7 +67,7 @@ class Progress:
         self.seconds.append(seconds)
         value = job.metric()
         said = "" if value is None else f", {job.planned.config['monitor']} {value:.3f}"
-        self._end(f"done: {self._name(job)}{said}, {status.duration(seconds)}{self._left()}")
+        self._end(f"done: {self._name(job)}{said}, {status.duration(seconds)}{self._left(self.total - self.ended - 1)}")
 
     def failed(self, job: Job, reason: str, said: Sequence[str]) -> None:
         """Tell why a job is not done, and what its process said last."""
@@ -75,6 +75,11 @@ class Progress:
         lines = "".join(f"\n    | {line}" for line in said)
         word = "" if reason.startswith("interrupted") else "failed: "
         self._end(f"{word}{self._name(job)}: {reason}; see {job.log}{lines}")
+
+    def stopping(self, running: Sequence[Worker]) -> None:
+        """Tell that the running jobs were asked to stop."""
+        if running:
+            self._say(f"stopping: {len(running)} jobs keep a checkpoint and end; Ctrl-C again ends them at once")
 
     def refresh(self, running: Sequence[Worker]) -> None:
         """Show how the running jobs stand, where there is a terminal."""
@@ -88,9 +93,8 @@ class Progress:
         """Name a job by what sets it apart in its sweep."""
         return " ".join(configs.overrides_without_secrets([o for o in job.overrides if o not in self.common])) or job.title
 
-    def _left(self) -> str:
+    def _left(self, rest: int) -> str:
         """Say how long the rest may take, by the mean of the jobs that were done here; nothing when there is no rest."""
-        rest = self.total - self.ended - 1  # without the one that has just ended
         if not rest or not self.seconds:
             return ""
         return f"; about {status.duration(rest * sum(self.seconds) / len(self.seconds) / min(self.at_once, rest))} left"
@@ -111,8 +115,8 @@ class Progress:
 
         counts = f"{self.ended - self.failures} done, {len(running)} running, {self.failures} failed, "
         counts += f"{self.total - self.ended - len(running)} to begin; {status.duration(time.monotonic() - self.started)}"
-        rest = self._left()
-        table = Table(box=None, pad_edge=False, caption=counts + rest, caption_justify="left", header_style="bold")
+        counts += self._left(self.total - self.ended)
+        table = Table(box=None, pad_edge=False, caption=counts, caption_justify="left", header_style="bold")
         for heading in ("running", "epoch", "left", "train loss", "val"):
             table.add_column(heading, overflow="fold", justify="left" if heading == "running" else "right")
         for worker in running:
