@@ -231,9 +231,9 @@ def _comparison(sweep: Sweep) -> list[Any]:
     panels: list[Any] = [wr.ParallelCoordinatesPlot(title=f"From settings to {sweep.metric}", columns=[*settings, *ends])]
     by = dict.fromkeys(("choices.backbone", "choices.loss", *sweep.varied))
     for key in by:
-        title = f"{sweep.metric} by {_short(key)}: mean, lowest to highest"
-        bar = wr.BarPlot(title=title, metrics=[score], groupby=wr.Config(key), groupby_aggfunc="mean", groupby_rangefunc="minmax")
-        panels.append(bar)
+        title = f"{sweep.metric} by {_short(key)}: mean, least to most"
+        group: dict[str, Any] = {"groupby": wr.Config(key), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+        panels.append(wr.BarPlot(title=title, metrics=[sweep.metric], **group))
     for name, axis in (("parameters", "parameters"), ("seconds/fit", "training time, seconds")):
         panels.append(wr.ScatterPlot(title=f"{sweep.metric} against {axis}", x=wr.SummaryMetric(name), y=score, log_x=True))
     return panels
