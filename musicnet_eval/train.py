@@ -163,7 +163,10 @@ def main() -> None:
         print(configs.help_text())
         return
     configs.prefer_ours()
-    hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
+    except KeyboardInterrupt:  # before a run has begun, or between two
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def lease(devices: Sequence[str], gpus_per_job: float) -> Lease | None:
 
     Whole GPUs are locked alone, shares of one together and each on a file of its own: k shares of 1/k fit, and no whole job.
     """
+    if os.name != "posix":
+        raise ConfigError("GPUs cannot be leased on this system, for lack of flock. Say hydra.launcher.gpus_per_job=0.")
     folder = _folder()
     if gpus_per_job < 1:
         for share in range(round(1 / gpus_per_job)):
@@ -99,10 +101,8 @@ def lease(devices: Sequence[str], gpus_per_job: float) -> Lease | None:
 
 def _locked(folder: Path, *asked: tuple[str, bool]) -> tuple[int, ...]:
     """Lock files by name, each alone or together with others; none at all where one of them cannot be had now."""
-    try:
-        import fcntl
-    except ImportError:
-        raise ConfigError("GPUs cannot be leased on this system. Say hydra.launcher.gpus_per_job=0.") from None
+    import fcntl
+
     held: list[int] = []
     for name, alone in asked:
         file = os.open(folder / re.sub(r"[^\w.-]", "_", name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -196,8 +196,12 @@ class ProcessLauncher(Collecting):
         trainer = job.planned.config["trainer"]
         if trainer.get("accelerator") == "cpu":
             return 0
-        devices = trainer.get("devices")
-        return min(len(self.devices), devices) if isinstance(devices, int) and devices > 0 else 1
+        devices, there = trainer.get("devices"), len(self.devices)
+        if isinstance(devices, list):
+            devices = 1 + max(devices, default=0)  # they are numbers among those that the job sees
+        if devices == -1:
+            return there
+        return min(there, devices) if isinstance(devices, int) and devices > 0 else 1
 
     def _start(self, job: Job, lease: Lease | None) -> None:
         command = workers.command(self.config, job.number, job.overrides)

@@ -76,6 +76,7 @@ class Worker:
     def __init__(self, job: Job, command: Sequence[str], environment: Mapping[str, str], lease: Lease | None) -> None:
         self.job = job
         self.started = time.monotonic()
+        self.before = _moment(job)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         own = {**environment, VISIBLE: ",".join(lease.devices)} if lease else dict(environment)
         with job.log.open("ab") as log:
@@ -117,7 +118,7 @@ class Worker:
             stopping: Whether the process was asked to stop.
         """
         code, planned = self.process.returncode, self.job.planned
-        if code == 0 and self.job.done():
+        if self.job.done() and (code == 0 or _moment(self.job) != self.before):  # whole, though its process may end badly
             return ""
         if code in STOPPED and (stopping or code > 0):
             if planned is not None:
@@ -138,6 +139,14 @@ class Worker:
         with self.job.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             return file.read().decode("utf8", "replace").splitlines()[-count:]
+
+
+def _moment(job: Job) -> int | None:
+    """Give the time of a run's record, which tells an earlier one from one that was just written."""
+    try:
+        return (job.log.parent / records.RESULT).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def command(config: DictConfig, number: int, overrides: Sequence[str]) -> list[str]:
