@@ -15,10 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from omegaconf import OmegaConf
 
 from musicnet_eval import environment, records
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers import gpus
+from musicnet_eval.launchers import gpus, workers
+from musicnet_eval.launchers.process import ProcessLauncher
+from musicnet_eval.launchers.workers import Job, Worker
+from musicnet_eval.plans import Plan
+from tests import fake_runs
 from tests.conftest import TINY, Command
 
 ODD = """
@@ -186,6 +192,78 @@ class Sweep:
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
+
+
+def job(run: Path, signature: str, **trainer: Any) -> Job:
+    """Give a job whose run folder is `run`."""
+    config = {"monitor": "val/song/accuracy", "trainer": trainer}
+    planned = Plan(
+        config, {}, [], signature, "c" * 12, run, {"data": "toy", "fold": 0, "backbone": "b", "loss": "l", "seed": 0}, []
+    )
+    return Job(0, ["seed=0"], OmegaConf.create({"run": {"force": False}}), planned, indexed=True)
+
+
+def ended(asked: Job, script: str) -> Worker:
+    """Start a shell in place of a job's process, and wait for its end."""
+    worker = Worker(asked, ["sh", "-c", script], dict(os.environ), None)
+    while not worker.ended():
+        time.sleep(0.01)
+    return worker
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    whole = fake_runs.write_run(tmp_path / "whole")
+    done = job(tmp_path / "run", json.loads((whole / records.RESULT).read_text())["signature"])
+    run = done.log.parent
+    assert "exit code 3 and said nothing" in ended(done, "echo hello; exit 3").verdict(stopping=False)
+    assert ended(done, "echo hello; exit 3").last_lines(1) == ["hello"]
+    assert records.state(run) == "failed"
+    assert "process left with exit code 3" in json.loads((run / records.FAILED).read_text())["error"]
+
+    fake_runs.write_status(run, "running")
+    assert ended(done, "kill -TERM $$").verdict(stopping=True) == "interrupted"  # it had no time to say so itself
+    assert records.state(run) == "interrupted"
+    assert "killed by SIGTERM" in ended(done, "kill -TERM $$").verdict(stopping=False)
+    assert "killed by SIGSEGV" in ended(done, "kill -SEGV $$").verdict(stopping=False)
+    assert "record is not where its overrides place it" in ended(done, "true").verdict(stopping=False)
+
+    with FileLock(run / ".lock"):  # another process is at the run by now, and its word counts
+        fake_runs.write_status(run, "running")
+        assert workers.is_locked(run)
+    assert not workers.is_locked(run)
+
+    copied = ended(done, f"cp {whole / records.RESULT} {run}; kill -SEGV $$")  # dies once all is written
+    assert copied.verdict(stopping=False) == ""
+    assert done.metric() == pytest.approx(0.75)
+    assert "killed by SIGKILL" in ended(done, "kill -KILL $$").verdict(stopping=False)  # was to do it again, and never began
+
+
+def test_what_is_left_of_a_killed_job_is_ended(tmp_path: Path) -> None:
+    worker = ended(job(tmp_path / "run", "s" * 12), "sleep 600 & echo $!; kill -KILL $$")
+    (child,) = map(int, worker.last_lines(1))
+    for _ in range(100):
+        if not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes():  # gone, or a zombie
+            return
+        time.sleep(0.05)
+    pytest.fail("the child of a killed job lives on")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "wanted"),
+    [
+        ({}, 1),
+        ({"accelerator": "cpu", "devices": 2}, 0),
+        ({"accelerator": "gpu", "devices": "auto"}, 1),
+        ({"devices": 2}, 2),
+        ({"devices": -1}, 3),
+        ({"devices": 8}, 3),
+        ({"devices": [0, 1]}, 2),
+    ],
+)
+def test_a_job_leases_the_gpus_of_its_trainer(tmp_path: Path, trainer: dict[str, Any], wanted: int) -> None:
+    launcher = ProcessLauncher()
+    launcher.devices = ["0", "1", "2"]
+    assert launcher._gpus(job(tmp_path, "s" * 12, **trainer)) == wanted
 
 
 def test_a_gpu_is_leased_to_one_sweep_at_a_time(leases: None, tmp_path: Path) -> None:
