@@ -50,6 +50,8 @@ def publish(folder: Path, board: Board, page: Path, options: Mapping[str, Any]) 
     told = wandb_run.finish()
     if told is not None:
         records.write_json(folder / KEPT, told)
+        if told["mode"] == "offline":
+            print(f"W&B: all that lies there: wandb sync {Path(told['folder']).parent / '*run-*'}", flush=True)
 
 
 def logged(config: Mapping[str, Any]) -> bool:
