@@ -82,9 +82,12 @@ class SweepTables(Callback):
             print(f"[{config.hydra.job.num + 1}/{self.total}] {' '.join(own)}", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        del config, kwargs
+        del kwargs
         self.jobs += 1
         self.failed += job_return.status is not JobStatus.COMPLETED or job_return.return_value is None
+        # It goes back to the sweep, from other processes too: two configs for each of ten thousand jobs would not fit in memory.
+        job_return.cfg = job_return.hydra_cfg = None
+        job_return.working_dir = str(folder) if (folder := _folder(config)) is not None else None
 
     def take(self, returns: Sequence[JobReturn]) -> None:
         """Note the outcomes of jobs that a launcher has run in other processes."""
@@ -95,6 +98,8 @@ class SweepTables(Callback):
         for told in self.taken:
             if told.cfg is not None and told.hydra_cfg is not None and (folder := _folder(told.cfg, told.hydra_cfg)) is not None:
                 self.folders.add(folder)
+            elif told.working_dir is not None:
+                self.folders.add(Path(told.working_dir))
         if self.taken and not self.folders and (folder := _folder(config)) is not None:
             self.folders.add(folder)
         for folder in sorted(self.folders):
