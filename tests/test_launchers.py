@@ -171,18 +171,27 @@ def test_a_package_that_is_missing_is_named(
     assert f"pip install 'musicnet-eval[{extra}]'" in told.err
 
 
-def test_too_few_gpus_for_joblib(
-    train: Command, tones: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("engine", "asked", "told"),
+    [
+        ("joblib", "hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 must be a whole number from 1, or -1"),
+        ("submitit_local", "hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 must be a whole number from 1."),
+        ("joblib", "hydra.launcher.gpus_per_job=1", "Use hydra.launcher.n_jobs=1"),
+        ("submitit_slurm", "hydra.launcher.mem_gb=4", "needs Slurm's sbatch, srun, sacct"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    engine: str,
+    asked: str,
+    told: str,
+    train: Command,
+    tones: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9")
-    asked = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "hydra.launcher.gpus_per_job=1")
-    assert train(*tiny(tones), "seed=0,1", *asked) == 2
-    assert "Use hydra.launcher.n_jobs=2" in capsys.readouterr().err
-
-
-def test_slurm_is_missed(
-    train: Command, tones: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert train(*tiny(tones), "seed=0,1", "hydra/launcher=submitit_slurm") == 2
-    assert "needs Slurm's sbatch, srun, sacct" in capsys.readouterr().err
+    assert train(*tiny(tones), "trainer=default", "seed=0,1", f"hydra/launcher={engine}", asked) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1

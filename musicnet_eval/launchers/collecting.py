@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 
-from musicnet_eval.errors import MusicnetError
+from musicnet_eval.errors import ConfigError, MusicnetError
 
 Jobs = Sequence[Sequence[str]]  # the overrides of each
 
@@ -43,6 +43,22 @@ class Collecting(Launcher):
     @abstractmethod
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs and give the outcome of each, in order."""
+
+
+def check_jobs(n_jobs: object, *, or_all: bool = False) -> None:
+    """Refuse a number of jobs at once that is none.
+
+    Args:
+        n_jobs: As asked for.
+        or_all: Whether -1 may stand for one a core.
+
+    Raises:
+        ConfigError: It is not a whole number from 1.
+    """
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or (n_jobs < 1 and not (or_all and n_jobs == -1)):
+        raise ConfigError(
+            f"hydra.launcher.n_jobs={n_jobs!r} must be a whole number from 1{', or -1 for one a core' if or_all else ''}."
+        )
 
 
 def lost(overrides: Sequence[str]) -> JobReturn:

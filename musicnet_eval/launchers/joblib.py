@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.launchers import gpus
-from musicnet_eval.launchers.collecting import Collecting, Jobs, lost
+from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, lost
 
 
 class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
@@ -46,6 +46,7 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
 
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs; where a worker was killed, none of them can tell its outcome."""
+        check_jobs(self.joblib["n_jobs"], or_all=True)
         assert self.task_function is not None
         if not isinstance(self.task_function, Watched):  # it is, from the second batch of a search on
             self.task_function = Watched(self.task_function, os.getpid(), self._gpus())

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 
 from musicnet_eval import environment
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers.collecting import Collecting, Jobs, lost, say_lost
+from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, lost, say_lost
 
 POLL_SECONDS = 0.5
 
@@ -47,6 +47,7 @@ class _Queue(Collecting, submitit_launcher.BaseSubmititLauncher):
 
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs and give the outcome of each, in order."""
+        check_jobs(self.n_jobs)
         executor = self._executor()
         waiting = deque(enumerate(job_overrides))
         running: dict[int, submitit.Job[JobReturn]] = {}
