@@ -101,6 +101,7 @@ def hardware(device: str) -> dict[str, Any]:
         "device": device,
         "name": name,
         "cores": os.cpu_count(),
+        "usable_cores": cores(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -329,7 +329,7 @@ def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert gpus.visible() == ["0", "1"]
 
 
-@pytest.mark.parametrize("wrong", ["n_jobs=0", "n_jobs=two", "gpus_per_job=99"])
+@pytest.mark.parametrize("wrong", ["n_jobs=0", "n_jobs=two", "gpus_per_job=99", "gpus_per_job=two"])
 def test_settings_that_make_no_sense(train: Command, tones: Path, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(*PROCESS, "data=folder", f"data.root={tones}", *TINY, f"hydra.launcher.{wrong}") == 2
     assert f"error: hydra.launcher.{wrong.partition('=')[0]}=" in capsys.readouterr().err

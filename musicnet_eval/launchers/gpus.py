@@ -60,8 +60,9 @@ def check(gpus_per_job: float, devices: int) -> None:
     Raises:
         ConfigError: It is neither whole nor 1/k, or more than there are.
     """
-    share = isinstance(gpus_per_job, float) and 0 < gpus_per_job < 1 and abs(1 / gpus_per_job - round(1 / gpus_per_job)) < 0.05
-    if isinstance(gpus_per_job, bool) or not (share or (gpus_per_job == int(gpus_per_job) and gpus_per_job >= 0)):
+    number = isinstance(gpus_per_job, (int, float)) and not isinstance(gpus_per_job, bool) and gpus_per_job >= 0
+    share = number and 0 < gpus_per_job < 1 and abs(1 / gpus_per_job - round(1 / gpus_per_job)) < 0.05
+    if not number or not (share or gpus_per_job == int(gpus_per_job)):
         raise ConfigError(
             f"hydra.launcher.gpus_per_job={gpus_per_job!r} must be a whole number, or 1/k for k jobs on each GPU: 0.5, 0.33."
         )

@@ -81,10 +81,17 @@ class ProcessLauncher(Collecting):
             raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs!r} must be a whole number from 1, or null.")
         if self.gpus_per_job is not None:
             gpus.check(self.gpus_per_job, len(self.devices))
-        if self.n_jobs is not None:
-            return self.n_jobs
-        if self.devices:
-            return gpus.capacity(len(self.devices), self.gpus_per_job or 1)
+        return self.n_jobs or self.places(len(self.devices))
+
+    def places(self, devices: int | None = None) -> int:
+        """Say how many jobs run at once where `n_jobs` does not.
+
+        Args:
+            devices: How many GPUs are visible; looked for when None.
+        """
+        found = len(gpus.visible()) if devices is None else devices
+        if found and self.gpus_per_job != 0:
+            return max(1, gpus.capacity(found, self.gpus_per_job or 1))
         return min(MOST_ON_CPU, environment.cores())
 
     # --- the jobs -------------------------------------------------------------------------------------------------------------
@@ -223,7 +230,7 @@ class ProcessLauncher(Collecting):
         if reason:
             self._fail(worker.job, reason, [] if stopping else worker.last_lines())
         else:
-            self.progress.done(worker)
+            self.progress.done(worker, self.running)
             self._note(worker.job, worker.job.metric())
 
     def _fail(self, job: Job, reason: str, said: Sequence[str]) -> None:

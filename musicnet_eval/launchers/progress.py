@@ -60,14 +60,14 @@ class Progress:
         """Tell that a job is done already."""
         self._end(f"done already: {job.log.parent}")
 
-    def done(self, worker: Worker) -> None:
-        """Tell that a job has ended well."""
+    def done(self, worker: Worker, running: Sequence[Worker]) -> None:
+        """Tell that a job has ended well, while others are running."""
         job, seconds = worker.job, time.monotonic() - worker.started
         assert job.planned is not None
         self.seconds.append(seconds)
         value = job.metric()
         said = "" if value is None else f", {job.planned.config['monitor']} {value:.3f}"
-        self._end(f"done: {self._name(job)}{said}, {status.duration(seconds)}{self._left(self.total - self.ended - 1)}")
+        self._end(f"done: {self._name(job)}{said}, {status.duration(seconds)}{self._left(self.total - self.ended - 1, running)}")
 
     def failed(self, job: Job, reason: str, said: Sequence[str]) -> None:
         """Tell why a job is not done, and what its process said last."""
@@ -93,11 +93,13 @@ class Progress:
         """Name a job by what sets it apart in its sweep."""
         return " ".join(configs.overrides_without_secrets([o for o in job.overrides if o not in self.common])) or job.title
 
-    def _left(self, rest: int) -> str:
-        """Say how long the rest may take, by the mean of the jobs that were done here; nothing when there is no rest."""
+    def _left(self, rest: int, running: Sequence[Worker]) -> str:
+        """Say how long the rest, running jobs included, may take by the mean of those that were done here."""
         if not rest or not self.seconds:
             return ""
-        return f"; about {status.duration(rest * sum(self.seconds) / len(self.seconds) / min(self.at_once, rest))} left"
+        mean, now = sum(self.seconds) / len(self.seconds), time.monotonic()
+        work = rest * mean - sum(min(mean, now - worker.started) for worker in running)
+        return f"; about {status.duration(work / min(self.at_once, rest))} left"
 
     def _end(self, text: str) -> None:
         self.ended += 1
@@ -115,7 +117,7 @@ class Progress:
 
         counts = f"{self.ended - self.failures} done, {len(running)} running, {self.failures} failed, "
         counts += f"{self.total - self.ended - len(running)} to begin; {status.duration(time.monotonic() - self.started)}"
-        counts += self._left(self.total - self.ended)
+        counts += self._left(self.total - self.ended, running)
         table = Table(box=None, pad_edge=False, caption=counts, caption_justify="left", header_style="bold")
         for heading in ("running", "epoch", "left", "train loss", "val"):
             table.add_column(heading, overflow="fold", justify="left" if heading == "running" else "right")
