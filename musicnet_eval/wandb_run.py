@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -237,7 +238,7 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
             if error:
                 run.summary[ERROR] = without_secrets(_first_line(error))
         bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
-        if session.told["mode"] == "online" and session.troubles:
+        if session.troubles:
             _leave_service()
         _say_how_to_sync(session)
     _present = None
@@ -254,12 +255,19 @@ def _leave_service() -> None:
 
     service = getattr(getattr(wandb.setup(), "_connection", None), "_proc", None)
     process = getattr(service, "_process", None)  # wandb hands it out no other way
-    thread = threading.Thread(target=wandb.teardown, daemon=True)
+
+    def teardown() -> None:
+        with contextlib.suppress(Exception, SystemExit):  # it leaves with the service's exit code, or finds the service dead
+            wandb.teardown()
+
+    thread = threading.Thread(target=teardown, daemon=True)
     thread.start()
     thread.join(FLUSH_SECONDS + 1.0)
-    if thread.is_alive() and process is not None:
-        process.kill()
-        thread.join(1.0)
+    if process is not None:
+        if thread.is_alive():
+            process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
 
 
 def _say_how_to_sync(session: Session) -> None:

@@ -41,6 +41,9 @@ def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Let wandb know nothing of this machine's user, and forget what it was told."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_DATA_DIR", "WANDB_ERROR_REPORTING"):  # which a run sets; put back afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(wandb_run, "_unreachable", None)
     wandb.teardown()
@@ -259,6 +262,37 @@ def test_histograms_and_checkpoints_on_request(tones: Path, train: Command, tmp_
 def test_histograms_need_wandb(tones: Path, train: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(*asked(tones, "logger=none", "callbacks=histograms")) == 2
     assert "Add logger=wandb" in capsys.readouterr().err
+
+
+KILLING = """
+import os, signal, subprocess
+from lightning.pytorch.callbacks import Callback
+
+
+class Kill(Callback):
+    '''Kill wandb's own process once, as the system may when memory runs out.'''
+
+    done = False
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and not Kill.done:
+            Kill.done = True
+            said = subprocess.check_output(["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"])
+            os.kill(int(said), signal.SIGKILL)
+"""
+
+
+def test_a_dead_service_harms_neither_this_run_nor_the_next(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "killing.py").write_text(KILLING)
+    more = ("plugins=[killing]", "callbacks=none", "+callbacks.kill._target_=killing.Kill", "seed=0,1")
+    assert train("-m", *asked(tones, *more)) == 0
+    assert "W&B: could not log metrics (ConnectionResetError" in capsys.readouterr().err
+    first, second = records.find_runs([tmp_path / "runs" / tones.name])
+    assert records.read_json(first / records.STATUS)["wandb"]["troubles"]
+    assert records.read_json(second / records.STATUS)["wandb"]["troubles"] == []
+    assert ended(inspect(folder_of(second))) == 0
 
 
 # --- online: a server that works, and servers that do not --------------------------------------------------------------------
