@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -63,7 +64,7 @@ def screen(command: Sequence[str], keys: Sequence[bytes], columns: int, rows: in
             _look_on(parent, stream, wait)
         _look_on(parent, stream, 4 * wait)
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # what it has started, too
         process.wait(timeout=10)
         os.close(parent)
     return shown
