@@ -33,8 +33,9 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives, and look at what the launcher hands back."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        if cast(int | None, self.sweeper.n_jobs) is None:  # hydra/launcher=process, which decides by itself
-            self.sweeper.n_jobs = self.sweeper.launcher.places()
+        asked: int | None = self.sweeper.n_jobs
+        if asked is None:  # of hydra/launcher=process, which decides by itself
+            self.sweeper.n_jobs = cast(Any, self.sweeper.launcher).places()
         self.sweeper.launcher = cast(Launcher, _Numbers(self.sweeper.launcher))
         self.results = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
 
