@@ -73,6 +73,10 @@ def check_several(config: Mapping[str, Any], trainer: Any, *, shared: bool) -> N
             f"{many} inside a sweep: the other processes of a run start as its command does, and would begin the sweep anew. Use "
             "hydra/launcher=process, which gives each job a command of its own, or trainer.devices=1."
         )
+    if trainer.num_nodes > 1 and not trainer.strategy.cluster_environment.creates_processes_externally:
+        raise ConfigError(
+            f"{many} needs someone who starts the command on each host: torchrun, or srun. Else trainer.num_nodes=1."
+        )
     strategy = str(config["trainer"].get("strategy"))
     if any(kind in strategy for kind in ("spawn", "fork", "notebook")):
         raise ConfigError(

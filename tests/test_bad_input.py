@@ -65,6 +65,7 @@ GOOD = ("data=folder", "backbone=stats_linear", *TINY)
             ["trainer=fsdp", "trainer.accelerator=cpu"],
             "trainer=fsdp needs GPUs with CUDA, and there is none here. Use trainer=ddp",
         ),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"], "each host: torchrun, or srun"),
         (["trainer.devices=2", "-m"], "would begin the sweep anew. Use hydra/launcher=process"),
         (
             ["run.checkpoint_every_n_steps=0"],
