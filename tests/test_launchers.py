@@ -178,6 +178,7 @@ def test_a_package_that_is_missing_is_named(
         ("submitit_local", "hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 must be a whole number from 1."),
         ("joblib", "hydra.launcher.gpus_per_job=1", "Use hydra.launcher.n_jobs=1"),
         ("submitit_slurm", "hydra.launcher.mem_gb=4", "needs Slurm's sbatch, srun, sacct"),
+        ("basic", "hydra.sweeper.direction=[maximize,minimize]", "must be one word: a run has one monitored metric"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -191,7 +192,8 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert train(*tiny(tones), "trainer=default", "seed=0,1", f"hydra/launcher={engine}", asked) == 2
+    search = ["hydra/sweeper=optuna"] if asked.startswith("hydra.sweeper.") else []
+    assert train(*tiny(tones), "trainer=default", "seed=0,1", f"hydra/launcher={engine}", *search, asked) == 2
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1

@@ -6,6 +6,7 @@ answer at once. So a killed search goes on where it was.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sys
@@ -20,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper import optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from musicnet_eval import environment
 from musicnet_eval.launchers.collecting import Jobs
 
 with warnings.catch_warnings():  # Optuna 2, the one that Hydra's plugin takes, uses names that SQLAlchemy 2 has moved
@@ -36,11 +38,16 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
         asked: int | None = self.sweeper.n_jobs
         if asked is None:  # of hydra/launcher=process, which decides by itself
             self.sweeper.n_jobs = cast(Any, self.sweeper.launcher).places()
+        elif asked == -1:  # of hydra/launcher=joblib
+            self.sweeper.n_jobs = environment.cores()
         self.sweeper.launcher = cast(Launcher, _Numbers(self.sweeper.launcher))
         self.results = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
 
     def sweep(self, arguments: list[str]) -> None:
         """Search, and print the best trial."""
+        if refusal := self._refusal():
+            print(f"error: {refusal}", file=sys.stderr)
+            raise SystemExit(2)
         optuna.logging.set_verbosity(logging.WARNING)
         self.results.unlink(missing_ok=True)
         try:
@@ -52,6 +59,16 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
             return
         best: Any = OmegaConf.load(self.results)
         print(f"best trial: {best.best_value:.4f} with {' '.join(f'{key}={value}' for key, value in best.best_params.items())}")
+
+    def _refusal(self) -> str:
+        """Say what of the search does not go with runs that give one number each, "" when all does."""
+        if not isinstance(self.sweeper.direction, str):
+            return f"hydra.sweeper.direction={self.sweeper.direction} must be one word: a run has one monitored metric."
+        if isinstance(
+            self.sweeper.sampler, functools.partial
+        ):  # the grid's alone is one; it breaks off where its last trial fails
+            return "A grid is left to Hydra's own sweeper: say KEY=A,B,C without hydra/sweeper=optuna."
+        return ""
 
 
 class _Numbers:
