@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from musicnet_eval import records
 from musicnet_eval.sweep import unfinished
-from tests.conftest import Command
+from tests.conftest import TINY, Command
 
 SMALL = (
     "spectrogram.n_mels=32",
@@ -83,8 +86,6 @@ def test_two_by_two_on_the_embedded_data(
 
 @pytest.mark.slow
 def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_path: Path) -> None:
-    from tests.conftest import TINY
-
     overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", "seed=0,1", *TINY)
     assert train("-m", *overrides, f"hydra.sweep.dir={tmp_path / 'here'}") == 0
     assert [run.parent for run in records.find_runs([tmp_path / "here"])] == [tmp_path / "here"] * 2
@@ -93,8 +94,6 @@ def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_pa
 
 @pytest.mark.slow
 def test_data_that_is_missing_fails_its_own_runs_only(train: Command, tones: Path, tmp_path: Path) -> None:
-    from tests.conftest import TINY
-
     overrides = ("data=folder", f"data.root={tones},nowhere", "backbone=stats_linear", *TINY)
     assert train("-m", *overrides) == 1
     assert Counter(records.state(run) for run in records.find_runs([tmp_path / "runs"])) == {"done": 1, "failed": 1}
@@ -104,8 +103,6 @@ def test_data_that_is_missing_fails_its_own_runs_only(train: Command, tones: Pat
 
 
 def test_stop_on_error(train: Command, tones: Path, tmp_path: Path) -> None:
-    from tests.conftest import TINY
-
     overrides = ("data=folder", f"data.root=nowhere,{tones}", "backbone=stats_linear", "run.on_error=stop", *TINY)
     assert train("-m", *overrides) == 1
     assert not list(tmp_path.rglob("result.json"))
@@ -114,7 +111,6 @@ def test_stop_on_error(train: Command, tones: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_seeds_share_a_row_and_folds_too(train: Command, tones: Path, tmp_path: Path) -> None:
     from musicnet_eval import leaderboard
-    from tests.conftest import TINY
 
     overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", "seed=0,1", "data.fold=0,1", *TINY)
     assert train("-m", *overrides) == 0
@@ -124,3 +120,42 @@ def test_seeds_share_a_row_and_folds_too(train: Command, tones: Path, tmp_path: 
     (row,) = leaderboard.as_rows(leaderboard.collect([tmp_path / "runs"]))
     assert row["runs"] == 4
     assert row["mean"] == pytest.approx(sum(run["metrics"]["test/song/accuracy"] for run in runs) / 4)
+
+
+def test_signatures_say_whether_a_sweep_is_finished(
+    train: Command, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs = shutil.copytree(tones, tmp_path / "songs")
+    overrides = ("-m", "data=folder", f"data.root={songs}", "backbone=stats_linear", "seed=0,1", *TINY, "trainer.max_epochs=1")
+    assert train(*overrides) == 0
+    assert "[2/2] seed=1" in capsys.readouterr().out
+    assert train(*overrides) == 0
+    told = capsys.readouterr().out
+    assert told.count("done already: ") == 2
+    assert "[2/2]" not in told  # Hydra's sweeper was not asked
+    assert "report: " in told
+    shutil.copy(songs / "low/0.wav", songs / "low/more.wav")  # the same overrides, other data
+    assert train(*overrides) == 0
+    told = capsys.readouterr().out
+    assert "2 jobs, 2 of them done already by their overrides" in told
+    assert told.count("done: ") == 2
+    assert len(records.find_runs([tmp_path / "runs"])) == 4
+
+
+@pytest.mark.slow
+def test_a_longer_finished_sweep_is_looked_through_on_all_cores(train: Command, tones: Path, tmp_path: Path) -> None:
+    asked = (
+        "-m",
+        "data=folder",
+        f"data.root={tones}",
+        "backbone=stats_linear",
+        *TINY,
+        "trainer.max_epochs=1",
+        "seed=range(0,10)",
+    )
+    assert train(*asked) == 0
+    command = [sys.executable, "-m", "musicnet_eval.train", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done already: ") == 10
+    assert "[1/10]" not in done.stdout
