@@ -98,6 +98,7 @@ class MusicClassifier(lightning.LightningModule):
         self.make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self.make_scheduler = scheduler
         self.finetune = finetune or Finetune()
+        self.sizes = {name: parameter.numel() for name, parameter in self.named_parameters()}  # now, that they are whole
         self.flat = tuple(name for name, parameter in self.named_parameters() if parameter.ndim <= 1)
         self.learnable = tuple(name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad)
         self.compiles = compile
@@ -277,8 +278,8 @@ class MusicClassifier(lightning.LightningModule):
         counts: dict[int, int] = {}
         for epoch in range(max(1, epochs)):
             frozen = self.finetune.frozen(self.backbone, epoch)
-            inside = {name: p.numel() for name, p in self.backbone.named_parameters() if name in self.learnable}
-            beside = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("backbone."))
+            inside = {name: self.sizes[f"backbone.{name}"] for name in self.learnable}
+            beside = sum(size for name, size in self.sizes.items() if not name.startswith("backbone."))
             count = beside + sum(number for name, number in inside.items() if name not in frozen)
             if not counts or count != counts[max(counts)]:
                 counts[epoch] = count

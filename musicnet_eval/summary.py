@@ -120,8 +120,8 @@ class RunSummary(Callback):
         self._rows: dict[str, str] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Here the network is not compiled yet, and lies where it will be trained.
-        if trainer.is_global_zero:
+        # Here the network is not compiled yet, and lies where it will be trained. One that is in pieces no process can ask alone.
+        if trainer.is_global_zero and "FSDP" not in type(trainer.strategy).__name__:
             self._rows = rows(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,7 +166,8 @@ def training_row(trainer: Trainer) -> str:
     steps = trainer.estimated_stepping_batches
     epochs = f"{trainer.max_epochs} epochs, {int(steps)} steps" if math.isfinite(steps) else "without end"
     left = f" ({int(steps) - trainer.global_step} left)" if trainer.global_step and math.isfinite(steps) else ""
-    return f"{epochs}{left}; {trainer.precision} on {trainer.strategy.root_device}"
+    several = f"{trainer.world_size} processes, this one on " if trainer.world_size > 1 else ""
+    return f"{epochs}{left}; {trainer.precision} on {several}{trainer.strategy.root_device}"
 
 
 def show(told: Mapping[str, str], console: Console) -> None:

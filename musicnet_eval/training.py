@@ -62,7 +62,7 @@ def fit(planned: Plan) -> RunRecord:
         config=planned.written,
         facts=_facts(planned, data, model, trainer) | more,
         metrics=metrics,
-        parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
+        parameters=sum(size for name, size in model.sizes.items() if name.startswith("backbone.")),
         seconds={**seconds, "total": round(clock[-1] - clock[0], 3)},
         throughput=throughput,
         hardware={**environment.hardware(str(trainer.strategy.root_device)), **_devices(trainer)},

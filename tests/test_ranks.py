@@ -107,7 +107,7 @@ def test_two_processes_train_as_one(tones: Path, train: Command, tmp_path: Path,
     assert about["details"] == {"rank": 1, "exit_code": 1}
     again = command("hydra.run.dir=cut")
     assert again.returncode == 0, again.stderr
-    assert "(6 left)" in again.stdout
+    assert "training: 3 epochs, 9 steps (6 left); 32-true on 2 processes, this one on cpu" in again.stdout
     assert again.stdout.count("run: ") == 1  # one process speaks
 
     whole, cut = only_run(tmp_path / "sweep"), tmp_path / "cut"

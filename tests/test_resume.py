@@ -172,7 +172,8 @@ def test_a_damaged_checkpoint_is_named_and_not_used(
 @pytest.mark.slow
 def test_kill_nine_and_two_at_once(tones: Path, tmp_path: Path) -> None:
     """Kill a run without warning, then ask for it twice at the same time: one goes on, the other waits and takes its result."""
-    command = [sys.executable, "-m", "musicnet_eval.train", *overrides(tones), "trainer.max_epochs=60", "hydra.run.dir=cut"]
+    given = [*overrides(tones), "trainer.max_epochs=60", "run.checkpoint_every_n_steps=1"]  # of two batches an epoch
+    command = [sys.executable, "-m", "musicnet_eval.train", *given, "hydra.run.dir=cut"]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while len(records.read_curves(tmp_path / "cut")) < 5:

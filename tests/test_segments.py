@@ -88,8 +88,12 @@ def test_an_epoch_that_was_cut_goes_on_after_what_is_done() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_eval_order_counts_each_row_once(world: int) -> None:
-    seen = [row for rank in range(world) for request in EvalOrder(10, 4, rank, world) for row in request.rows.tolist()]
-    assert sorted(seen) == list(range(10))
+    for rows in (9, 10, 24):
+        orders = [EvalOrder(rows, 4, rank, world) for rank in range(world)]
+        seen = [row for order in orders for request in order for row in request.rows.tolist()]
+        assert sorted(seen) == list(range(rows))
+        assert len({len(order) for order in orders}) == 1  # they wait for each other at every batch
+        assert all(0 < len(request.rows) <= 4 for order in orders for request in order)
 
 
 def test_short_songs_are_refused_or_padded(songs: list[Song]) -> None:
