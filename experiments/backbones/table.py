@@ -50,7 +50,7 @@ AUDIO = """
 ## Networks for audio
 Written here from their papers, with random weights. Each takes any number of channels.
 
-| `backbone=` | published for | parameters | as stated | MACs | time |
+| `backbone=` | published for | parameters | as stated | MACs | time ÷ ResNet-18 |
 |---|---|---|---|---|---|
 {rows}
 
@@ -67,7 +67,7 @@ FAMILIES = """
 ## timm's families
 The smallest member stands for each. Larger ones mostly take the same images; what does not is said at the start of a run.
 
-| family | smallest member | verdict | parameters | MACs | time |
+| family | smallest member | verdict | parameters | MACs | time ÷ ResNet-18 |
 |---|---|---|---|---|---|
 {rows}
 """
