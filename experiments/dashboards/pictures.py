@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -294,6 +296,8 @@ def main() -> None:
     save(history(runs), "wandb-curves.png")
     save(one_run(max(runs, key=lambda run: run.summary[SCORE])), "wandb-run.png")
     command = [sys.executable, "-m", "wandb", "leet", str(options.folder)]
+    os.environ["WANDB_CONFIG_DIR"] = tempfile.mkdtemp()  # it keeps which panes were open here,
+    (options.folder / ".wandb-leet.json").unlink(missing_ok=True)  # and what was chosen and filtered there
     keys = [
         *[b"\x1b[B", b" "] * (len(every) - 1),
         b"]",

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,8 @@ NAMED = {
 }
 DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))  # column and row of each bit of a braille character
 
-QUESTIONS = {
-    b"\x1b[6n": b"\x1b[1;1R",
-    b"\x1b]11;?": b"\x1b]11;rgb:1414/1717/1c1c\x07",
-    b"\x1b[c": b"\x1b[?62c",
-}  # of the terminal
+# What programs ask their terminal, and its answers. Its colour is not told: an answer that comes late is taken for keys.
+QUESTIONS = {b"\x1b[6n": b"\x1b[1;1R", b"\x1b[c": b"\x1b[?62c"}
 
 
 def screen(command: Sequence[str], keys: Sequence[bytes], columns: int, rows: int, wait: float) -> Any:
@@ -48,10 +45,7 @@ def screen(command: Sequence[str], keys: Sequence[bytes], columns: int, rows: in
         rows: Of the terminal.
         wait: How long to look on after each key, seconds; four times as long before the first and after the last.
     """
-    import pyte
-
-    shown = pyte.Screen(columns, rows)
-    stream = pyte.ByteStream(shown)
+    shown, stream = _emulator(columns, rows)
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
@@ -68,6 +62,38 @@ def screen(command: Sequence[str], keys: Sequence[bytes], columns: int, rows: in
         process.wait(timeout=10)
         os.close(parent)
     return shown
+
+
+def _emulator(columns: int, rows: int) -> tuple[Any, Any]:
+    """Make pyte's screen and stream, with what they lack of what programs send: scrolling, and going back a tab stop."""
+    import pyte
+
+    class Screen(pyte.Screen):  # type: ignore[misc]
+        def scroll_up(self, count: int = 1) -> None:
+            self._scroll(count or 1, (self.margins.bottom if self.margins else self.lines - 1), self.index)
+
+        def scroll_down(self, count: int = 1) -> None:
+            self._scroll(count or 1, (self.margins.top if self.margins else 0), self.reverse_index)
+
+        def _scroll(self, count: int, line: int, move: Callable[[], None]) -> None:
+            before = self.cursor.y
+            for _ in range(count):
+                self.cursor.y = line
+                move()
+            self.cursor.y = before
+
+        def back_tab(self, count: int = 1) -> None:
+            for _ in range(count or 1):
+                self.cursor.x = max((stop for stop in self.tabstops if stop < self.cursor.x), default=0)
+
+    more = {"S": "scroll_up", "T": "scroll_down", "Z": "back_tab"}
+
+    class Stream(pyte.ByteStream):  # type: ignore[misc]
+        csi = {**pyte.Stream.csi, **more}  # noqa: RUF012
+        events = pyte.Stream.events | set(more.values())
+
+    shown = Screen(columns, rows)
+    return shown, Stream(shown)
 
 
 def _look_on(parent: int, stream: Any, seconds: float) -> None:
