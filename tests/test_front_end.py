@@ -22,7 +22,7 @@ from musicnet_eval.datamodule import MusicDataModule
 from musicnet_eval.datasets import assign_splits, folder
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.normalization import statistics_of
-from musicnet_eval.spectrograms import FrontEnd, LogMel, MultiResolution, Stack, Stft
+from musicnet_eval.spectrograms import FrontEnd, LogMel, MultiResolution, Stack, Stft, make_images
 from tests.conftest import TINY, Command, only_run
 
 RATE = 8000
@@ -129,6 +129,17 @@ every = pytest.mark.parametrize("finish", FINISHES, ids=lambda finish: "-".join(
 def test_batch_equals_singles(finish: dict[str, Any]) -> None:
     front, wave = learnt(FrontEnd(log_mel(), **finish)), audio(4)
     torch.testing.assert_close(front(wave), torch.cat([front(row[None]) for row in wave]))
+
+
+@pytest.mark.parametrize(("device", "parts"), [("cpu", [1] * 6), ("meta", [6])])
+def test_a_batch_stays_whole_but_on_a_cpu(device: str, parts: list[int]) -> None:
+    """Of a device that is no CPU, there is one everywhere: that which holds no numbers."""
+    front: torch.nn.Module = torch.nn.Unflatten(1, (1, 20, RATE // 20))
+    seen: list[int] = []
+    front.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    image = make_images(front, torch.zeros(3, 2, RATE, device=device))
+    assert seen == parts
+    assert image.shape[:2] == (3, 2)
 
 
 @every
