@@ -16,11 +16,13 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+from omegaconf import OmegaConf
 
 from musicnet_eval import configs, evaluate, predict, records
 from musicnet_eval.errors import ConfigError
@@ -176,6 +178,8 @@ def accepted(key: str, value: str) -> bool:
     choices = sorted(path.stem for path in (configs.CONF / group).glob("*.yaml"))
     if choices and key == group:
         return all(name in choices for name in re.split(r"[|,]", value) if name.isidentifier() and name.islower())
+    if not key.startswith("hydra."):
+        return any(has(composed(f"{group}={choice}" if choice else None), key) for choice in choices or [None])
     for choice in choices or [None]:
         try:
             given = value if key == "hydra.mode" else "x"  # one of a few words
@@ -184,6 +188,21 @@ def accepted(key: str, value: str) -> bool:
             continue
         return True
     return False
+
+
+@cache
+def composed(override: str | None) -> Any:
+    """Compose the config under one choice, interpolations left as they are."""
+    return OmegaConf.to_container(configs.compose([override] if override else []), resolve=False)
+
+
+def has(config: Any, key: str) -> bool:
+    """Say whether a config has a key."""
+    for name in key.split("."):
+        if not isinstance(config, dict) or name not in config:
+            return False
+        config = config[name]
+    return True
 
 
 @pytest.mark.parametrize(
