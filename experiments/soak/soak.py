@@ -295,7 +295,16 @@ def main() -> None:
     rows = []
     for engine in given.engines.split(","):
         kills = given.kills if given.kills is not None else ENGINES[engine][1]
-        rows.append(soak(engine, kills, reference, startup, given.seed, given.ray if engine == "ray" else sys.executable))
+        rows.append(
+            soak(
+                engine,
+                kills,
+                reference,
+                startup,
+                given.seed,
+                str(Path(given.ray).absolute()) if engine == "ray" else sys.executable,
+            )
+        )
         print(" · ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     shutil.rmtree(work, ignore_errors=True)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
+from omegaconf import DictConfig
 
+from musicnet_eval import jobs, plans, records, runs
 from musicnet_eval.errors import ConfigError, MusicnetError
 
 Jobs = Sequence[Sequence[str]]  # the overrides of each
@@ -59,6 +62,29 @@ def check_jobs(n_jobs: object, *, or_all: bool = False) -> None:
         raise ConfigError(
             f"hydra.launcher.n_jobs={n_jobs!r} must be a whole number from 1{', or -1 for one a core' if or_all else ''}."
         )
+
+
+def stored(context: HydraContext, sweep: DictConfig, number: int, overrides: Sequence[str]) -> JobReturn | None:
+    """Give the outcome of a job whose run is whole, so that it need not go to another host; None for any other.
+
+    Args:
+        context: Hydra's.
+        sweep: The sweep's own config.
+        number: The job's place in the sweep, from 0.
+        overrides: The job's.
+    """
+    with contextlib.suppress(Exception, SystemExit):  # whatever keeps a job from being planned, the job itself will say
+        config = plans.job_config(context.config_loader, sweep, number, overrides)
+        with plans.as_job(config) as asked:
+            planned = plans.plan(asked)
+        if not config.run.force and runs.is_done(planned.folder, planned.signature):
+            jobs.enrol(planned.folder.parent, planned.overrides, planned.folder.name)
+            print(f"done already: {planned.folder}", flush=True)
+            value = records.read_result(planned.folder)["metrics"].get(planned.config["monitor"])
+            told = JobReturn(overrides=list(overrides), working_dir=str(planned.folder.parent), status=JobStatus.COMPLETED)
+            told.return_value = value
+            return told
+    return None
 
 
 def lost(overrides: Sequence[str]) -> JobReturn:

@@ -18,10 +18,11 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_ray_launcher import ray_launcher
 from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers.collecting import Collecting, Jobs, lost, say_lost
+from musicnet_eval.launchers.collecting import Collecting, Jobs, lost, say_lost, stored
+from musicnet_eval.plans import job_config
 
 
 class RayLauncher(Collecting, ray_launcher.RayLauncher):
@@ -48,11 +49,12 @@ class RayLauncher(Collecting, ray_launcher.RayLauncher):
         assert self.task_function is not None
         setup_globals()
         self._start()
-        waiting = []
+        waiting: list[Any] = []  # jobs of Ray, and outcomes that are there already
         for number, overrides in enumerate(job_overrides, first):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                config.hydra.job.id, config.hydra.job.num = f"job_id_for_{number}", number
+            if (done := stored(self.hydra_context, self.config, number, overrides)) is not None:
+                waiting.append(done)
+                continue
+            config = job_config(self.hydra_context.config_loader, self.config, number, overrides)
             state = Singleton.get_state()
             waiting.append(launch_job_on_ray(self.hydra_context, self.ray_cfg.remote, config, self.task_function, state))
         return [_outcome(job, overrides) for job, overrides in zip(waiting, job_overrides, strict=True)]
@@ -71,6 +73,8 @@ class RayLauncher(Collecting, ray_launcher.RayLauncher):
 
 
 def _outcome(job: Any, overrides: Sequence[str]) -> JobReturn:
+    if isinstance(job, JobReturn):
+        return job
     try:
         return cast(JobReturn, ray.get(job))
     except Exception as error:  # what the worker raised, or that it was killed, by a type of Ray's own

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 
 from musicnet_eval import environment
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, lost, say_lost
+from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, lost, say_lost, stored
 
 POLL_SECONDS = 0.5
 
@@ -48,6 +48,8 @@ class _Queue(Collecting, submitit_launcher.BaseSubmititLauncher):
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs and give the outcome of each, in order."""
         check_jobs(self.n_jobs)
+        assert self.hydra_context is not None
+        assert self.config is not None
         executor = self._executor()
         waiting = deque(enumerate(job_overrides))
         running: dict[int, submitit.Job[JobReturn]] = {}
@@ -58,6 +60,9 @@ class _Queue(Collecting, submitit_launcher.BaseSubmititLauncher):
                 while waiting and len(running) < self.n_jobs:
                     index, overrides = waiting.popleft()
                     number = first + index
+                    if (done := stored(self.hydra_context, self.config, number, overrides)) is not None:
+                        outcomes[index] = done
+                        continue
                     call = (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
                     running[index] = executor.submit(self, *call)
                 for index in [index for index, job in running.items() if job.done()]:
