@@ -39,8 +39,9 @@ FORMATS = (True, False)  # of model.channels_last; the default first, as the sim
 PRECISIONS = ("32-true", "bf16-mixed")  # 16-mixed would scale losses and leave out steps: more than rounding
 TIE = 1.03  # up to which a simpler candidate that takes so many times as long is as good
 SLOW = 3.0  # times the fastest, from which a candidate gets no further turn
-BUDGET = 4.0  # seconds that the turns may take
-ROUNDS = 3, 10  # at least, at most
+BUDGET = 6.0  # seconds that the turns may take
+ROUNDS = 2, 10  # at least, at most
+FEW = 4  # images that a step on a CPU takes at least: of fewer, the work on weights hides that on images
 
 
 class Candidate(NamedTuple):
@@ -349,10 +350,8 @@ def measure(steps: Steps, batch_size: int, budget: float = BUDGET) -> Times:
     steps.drop_slow(rounds[0])
     if cpu:
         an_image = sum(rounds[0][option] for option in steps.options) / steps.images
-        if (room := int(budget / ((1 + least) * an_image))) > steps.images < batch_size:
-            steps.noise(min(room, batch_size))
-            steps.round()  # warms up
-            rounds = []
+        steps.noise(min(batch_size, max(FEW, int(budget / (least * an_image)))))
+        rounds = []
     began = time.perf_counter()
     while len(rounds) < least or (len(rounds) < most and time.perf_counter() - began < budget):
         rounds.append(steps.round())
