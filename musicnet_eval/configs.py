@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from musicnet_eval.environment import SECRET
@@ -94,18 +94,31 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         ConfigError: A mandatory key is missing, or an interpolation leads nowhere.
     """
     try:
-        missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
+        missing = sorted(_missing(OmegaConf.to_container(config, resolve=False)))
         if missing:
             raise ConfigError(f"{', '.join(missing)} must be given, and is not. Say {missing[0]}=VALUE on the command line.")
-        plain = OmegaConf.to_container(config, resolve=True)
+        # Hydra's own node is as large as all others together: a sweep that resolved it for every job would feel it.
+        parts = {str(name): config[name] for name in config if name != "hydra"}
+        plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in parts.items()}
     except OmegaConfBaseException as error:
         lacking = re.search(r"Missing mandatory value: (\S+)", str(error))
         if lacking:
             raise ConfigError(f"{lacking[1]} must be given, and is not. Say {lacking[1]}=VALUE on the command line.") from None
         raise ConfigError(f"The config cannot be resolved: {str(error).splitlines()[0]}") from None
-    assert isinstance(plain, dict)
-    plain.pop("hydra", None)
-    return cast(dict[str, Any], plain)
+    return plain
+
+
+def _missing(value: Any, key: str = "") -> Iterator[str]:
+    """List the keys of an unresolved config that must be given and are not, but Hydra's own."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if key or name != "hydra":
+                yield from _missing(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _missing(item, f"{key}[{number}]")
+    elif value == MISSING:
+        yield key
 
 
 def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import hashlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -167,11 +170,17 @@ def finished(config: DictConfig, planned: Sequence[Sequence[str]]) -> list[Path]
     else:
         fork = multiprocessing.get_context("fork")  # what is shared is there without being sent
         try:
-            with ProcessPoolExecutor(environment.cores(), fork, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
-                found = list(pool.map(_done, rest, planned[1:], chunksize=8))
+            with ProcessPoolExecutor(environment.cores(), fork, _look) as pool:
+                found = list(pool.map(_done, rest, planned[1:]))
         except BrokenExecutor:  # a plugin has ended its process; the job itself will say so
             return None
     return None if None in found else cast(list[Path], [first, *found])
+
+
+def _look() -> None:
+    """Make a forked process ready to look at jobs: Ctrl-C ends it, and what it was born with is no garbage to search through."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.freeze()
 
 
 def _share(config: DictConfig) -> None:
@@ -247,13 +256,30 @@ def _conclude(folder: Path, config: DictConfig) -> None:
         board = leaderboard.collect([folder])
         leaderboard.show(board)
         leaderboard.write(board, folder)
-        page = report.write([folder], folder / "report.html")
+        page, made_of = folder / "report.html", _inputs(folder)
+        if not _ends_with(page, made_of):  # a sweep that has nothing left to do has no other page to show
+            report.write([folder], page)
+            with page.open("a", encoding="utf8") as file:
+                file.write(made_of)
     except MusicnetError as error:  # no run of the sweep is whole: there is nothing to rank
         print(f"no leaderboard: {error}", file=sys.stderr)
         return
     print(f"report: {page}")
     if (options := _wandb(config)) is not None:
         wandb_sweep.publish(folder, board, page, options)
+
+
+def _inputs(folder: Path) -> str:
+    """Name, as a comment for the page's end, what a page is made of: the records below a folder, and the code that reads them."""
+    read = {records.RESULT, records.FAILED, records.STATUS, "audit.json"}
+    below = [Path(here) / name for here, _, names in os.walk(folder) for name in read.intersection(names)]
+    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".jinja")]
+    stats = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted([*below, *code])]
+    return f"<!-- {hashlib.sha256(repr(stats).encode()).hexdigest()} -->\n"
+
+
+def _ends_with(page: Path, text: str) -> bool:
+    return page.is_file() and page.read_bytes().endswith(text.encode())
 
 
 def _wandb(config: DictConfig) -> dict[str, Any] | None:
