@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 demo: setup ## Compare three networks and two losses on real music; leaderboard and report (5 minutes after set-up)
 	$(BIN)/musicnet-train experiment=demo
 
-test: setup browser ## Run every test that CI runs (15-20 minutes)
+test: setup browser ## Run every test that CI runs (20-25 minutes)
 	$(BIN)/python -m pytest -n 2
 
 coverage: setup browser ## The same, and print which lines no test reaches (half as long again)
@@ -45,7 +45,7 @@ browser: ## Get a headless Chromium for the tests of the pages, unless there is 
 	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver > /dev/null; \
 	else echo "The tests open the pages in a browser: install Chromium and chromedriver (Debian, Ubuntu: chromium chromium-driver) on PATH." >&2; exit 2; fi
 
-bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (20 minutes)
+bench: setup ## Measure speed side by side and write experiments/benchmarks/README.md (35 minutes)
 	$(BIN)/python experiments/benchmarks/bench.py
 
 # Ray's plugin wants another cloudpickle than the rest, and Ray is 345 MB: it has an environment of its own on top of .venv.
