@@ -51,7 +51,7 @@ Command = Callable[..., int]
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Call `musicnet-train` in this process, in a folder of its own, and give its exit code."""
     from hydra.core.global_hydra import GlobalHydra
 
@@ -71,10 +71,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
             GlobalHydra.instance().clear()
         return 0
 
-    yield command
-    for name, module in list(sys.modules.items()):  # plugins of this test: another may have one of the same name
-        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -97,13 +97,13 @@ def test_cut_in_mid_epoch_equals_undisturbed(
     tones: Path, train: Command, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given, moments, codes, twice = CUTS[name]
-    (tmp_path / "stop.py").write_text(STOP)
+    (tmp_path / "stop_between.py").write_text(STOP)  # a name of its own: modules stay imported from test to test
     listed = ",".join(f"[{hook},{batch}]" for hook, batch in moments)
     command = [
         *overrides(tones),
         *given,
-        "plugins=[stop]",
-        "+callbacks.stop._target_=stop.Stop",
+        "plugins=[stop_between]",
+        "+callbacks.stop._target_=stop_between.Stop",
         f"+callbacks.stop.moments=[{listed}]",
     ]
     (tmp_path / "stopped").write_text("99")

@@ -220,8 +220,8 @@ class Stop(Callback):
 
 def test_an_interrupted_run_goes_on_as_the_same_run(tones: Path, train: Command, tmp_path: Path) -> None:
     """Ctrl-C ends its W&B run with 130; asked for again it is the same run, here and on a server that gets both attempts."""
-    (tmp_path / "stop.py").write_text(STOP)
-    overrides = asked(tones, "plugins=[stop]", "callbacks=none", "+callbacks.stop._target_=stop.Stop")
+    (tmp_path / "stop_once.py").write_text(STOP)  # a name of its own: modules stay imported from test to test
+    overrides = asked(tones, "plugins=[stop_once]", "callbacks=none", "+callbacks.stop._target_=stop_once.Stop")
     assert train(*overrides, "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable") == 130
     run = only_run(tmp_path / "runs" / tones.name)
     first = inspect(folder_of(run))
