@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from musicnet_eval import records
-from tests.conftest import TINY, Command
+from tests import test_resume
+from tests.conftest import Command
 
 STOP = """
 import os, pathlib, signal
@@ -53,17 +54,8 @@ class Stop(Callback):
 
 
 def overrides(tones: Path) -> list[str]:
-    return [
-        "data=folder",
-        f"data.root={tones}",
-        "backbone=test_resnet",
-        "+backbone_options.drop_rate=0.3",  # draws random numbers in every step
-        "loss=balanced_trusted_robust",  # its trust warms up over the whole training
-        *TINY,
-        "data.folds=6",  # 12 training tracks
-        "data.batch_size=2",  # 6 batches an epoch
-        "trainer.max_epochs=3",
-    ]
+    """Give 12 training tracks in 6 batches an epoch, so that there is a middle to be cut in."""
+    return [*test_resume.overrides(tones), "data.folds=6", "data.batch_size=2", "trainer.max_epochs=3"]
 
 
 ERASING = "{_target_: torchvision.transforms.v2.RandomErasing, p: 1}"  # draws from torch's global generator
