@@ -153,6 +153,21 @@ def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:
     return [f"{o.partition('=')[0]}=***" if SECRET.search(o.partition("=")[0]) else _without_values(o) for o in overrides]
 
 
+def mask(file: Path) -> None:
+    """Mask the secrets in a config that Hydra has written, `hydra.overrides` included.
+
+    Args:
+        file: A YAML file, rewritten only if there is something to mask.
+    """
+    config = cast(DictConfig, OmegaConf.load(file))
+    told = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    masked = without_secrets(config, told)
+    typed = masked["hydra"]["overrides"]
+    typed.update({name: overrides_without_secrets(each) for name, each in typed.items()})
+    if masked != told:
+        file.write_text(OmegaConf.to_yaml(OmegaConf.create(masked)), encoding="utf8")
+
+
 WHOLE = {  # key → smallest and largest
     "seed": (0, 2**31 - 1),
     "num_threads": (1, 1024),

@@ -25,7 +25,24 @@ if TYPE_CHECKING:
 OBJECTIVE = "test/song/accuracy"  # what TensorBoard's table of hyperparameters ranks by
 
 
-class Csv(CSVLogger):
+class _ByEpoch:
+    """Keep curves to one point an epoch: what the tested epoch comes to on validation, measured again at the end, is none."""
+
+    _fitted = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log numbers."""
+        told = {name: value for name, value in metrics.items() if not (self._fitted and name.startswith("val/"))}
+        if set(told) - {"epoch"}:
+            super().log_metrics(told, step)  # type: ignore[misc]
+
+    def finalize(self, status: str = "success") -> None:
+        """Note that the training is over."""
+        super().finalize(status)  # type: ignore[misc]
+        self._fitted = self._fitted or status == "success"
+
+
+class Csv(_ByEpoch, CSVLogger):
     """Lightning's CSV logger: a folder `version_N` for each attempt, since a resumed one would delete the earlier file.
 
     Args:
@@ -37,7 +54,7 @@ class Csv(CSVLogger):
         super().__init__(save_dir=run.folder / records.LOGS, name="csv", **options)
 
 
-class TensorBoard(TensorBoardLogger):
+class TensorBoard(_ByEpoch, TensorBoardLogger):
     """Lightning's TensorBoard logger, in the run's own folder; its `hp_metric` is the accuracy of the test, once there is one.
 
     Args:
@@ -58,7 +75,7 @@ class TensorBoard(TensorBoardLogger):
         super().log_metrics({**metrics, **more}, step)
 
 
-class MLflow(MLFlowLogger):
+class MLflow(_ByEpoch, MLFlowLogger):
     """Lightning's MLflow logger; an attempt of a run that was cut short goes on in the same MLflow run.
 
     Args:

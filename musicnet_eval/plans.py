@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from musicnet_eval import configs, records, runs
 from musicnet_eval.contracts import Track
@@ -86,11 +91,35 @@ def forget_listings() -> None:
     _listings.clear()
 
 
+class _ReadOnce(CachingConfigRepository):
+    """Hydra's config files, each read once for many jobs; Hydra reads all of them anew for every job.
+
+    Composing moves nodes out of what was read, so each job gets a copy, at a fifth of the time.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ReadOnce:
+        return self  # Hydra copies its repository for every job, and this one is to be shared
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return copy.deepcopy(super().load_config(config_path))
+
+
+def read_once(loader: ConfigLoader) -> ConfigLoader:
+    """Give a loader that reads each config file once, to compose many jobs of one sweep with.
+
+    Args:
+        loader: Hydra's, which is left as it is.
+    """
+    quick = copy.copy(cast(ConfigLoaderImpl, loader))
+    quick.repository = cast(ConfigRepository, _ReadOnce(quick.repository))
+    return quick
+
+
 def job_config(loader: ConfigLoader, sweep: DictConfig, number: int, overrides: Sequence[str]) -> DictConfig:
     """Compose the config of one job of a sweep, Hydra's node included.
 
     Args:
-        loader: Hydra's.
+        loader: Hydra's, or `read_once` of it.
         sweep: The sweep's own config.
         number: The job's place in the sweep, from 0.
         overrides: The job's.
@@ -181,6 +210,16 @@ def run_folder(plain: dict[str, Any], leaf: str) -> Path:
         return (given if given != base else base / group_name(plain)) / leaf
     given = Path(settings.run.dir)
     return given if given != base else base / group_name(plain) / leaf
+
+
+def sweep_folder(config: DictConfig, hydra: DictConfig | None = None) -> Path | None:
+    """Place a sweep's runs as `run_folder` does; None for a data set without a name: the run itself will say so."""
+    with contextlib.suppress(OmegaConfBaseException):
+        settings = (hydra or config).hydra
+        given, base = Path(settings.sweep.dir), Path(config.paths.runs)
+        group = settings.runtime.choices.get("experiment") or config.data.name
+        return given if given != base else base / str(group).replace("/", "_")
+    return None
 
 
 def group_name(plain: Any) -> str:

@@ -14,6 +14,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -32,6 +33,7 @@ PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "path
 FEW = 8  # jobs that are looked at faster one after the other
 
 _sweep: DictConfig  # whose jobs are looked at
+_loader: ConfigLoader  # which composes them
 
 
 class SweepTables(Callback):
@@ -49,6 +51,7 @@ class SweepTables(Callback):
         self.jobs = 0
         self.failed = 0
         self.taken: list[JobReturn] = []
+        self.masked = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
@@ -57,7 +60,7 @@ class SweepTables(Callback):
         except MusicnetError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
-        folder, planned = _folder(config), planned_jobs(config)
+        folder, planned = plans.sweep_folder(config), planned_jobs(config)
         if folder is None or planned is None:
             return
         self.folders.add(folder)
@@ -77,8 +80,9 @@ class SweepTables(Callback):
         del kwargs
         if config.hydra.mode is not RunMode.MULTIRUN:
             return
-        if (folder := _folder(config)) is not None:
+        if (folder := plans.sweep_folder(config)) is not None:
             self.folders.add(folder)
+        self._mask(config)
         if self.total > 1:
             asked = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
             own = [each for each in configs.overrides_without_secrets(asked) if each not in self.common]
@@ -90,7 +94,7 @@ class SweepTables(Callback):
         self.failed += job_return.status is not JobStatus.COMPLETED or job_return.return_value is None
         # It goes back to the sweep, from other processes too: two configs for each of ten thousand jobs would not fit in memory.
         job_return.cfg = job_return.hydra_cfg = None
-        job_return.working_dir = str(folder) if (folder := _folder(config)) is not None else None
+        job_return.working_dir = str(folder) if (folder := plans.sweep_folder(config)) is not None else None
 
     def take(self, returns: Sequence[JobReturn]) -> None:
         """Note the outcomes of jobs that a launcher has run in other processes."""
@@ -98,12 +102,14 @@ class SweepTables(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
+        self._mask(config)
         for told in self.taken:
-            if told.cfg is not None and told.hydra_cfg is not None and (folder := _folder(told.cfg, told.hydra_cfg)) is not None:
-                self.folders.add(folder)
+            placed = None if told.cfg is None or told.hydra_cfg is None else plans.sweep_folder(told.cfg, told.hydra_cfg)
+            if placed is not None:
+                self.folders.add(placed)
             elif told.working_dir is not None:
                 self.folders.add(Path(told.working_dir))
-        if self.taken and not self.folders and (folder := _folder(config)) is not None:
+        if self.taken and not self.folders and (folder := plans.sweep_folder(config)) is not None:
             self.folders.add(folder)
         for folder in sorted(self.folders):
             if _children(folder):
@@ -112,6 +118,13 @@ class SweepTables(Callback):
         if failed:
             print(f"{failed} of {total} runs failed; each is named above and under its folder.", file=sys.stderr)
             raise SystemExit(1)
+
+    def _mask(self, config: DictConfig) -> None:
+        """Mask the secrets in what Hydra keeps of a sweep as it was typed, once."""
+        file = Path(config.hydra.sweep.dir) / "multirun.yaml"
+        if not self.masked and file.is_file():
+            configs.mask(file)
+            self.masked = True
 
     def _count(self) -> tuple[int, int]:
         """Count the jobs that failed, and all: as seen here, else by files where there is a plan, else as a launcher told."""
@@ -184,14 +197,14 @@ def _look() -> None:
 
 
 def _share(config: DictConfig) -> None:
-    global _sweep
-    _sweep = config
+    global _sweep, _loader
+    _sweep, _loader = config, plans.read_once(GlobalHydra.instance().config_loader())
 
 
 def _done(number: int, overrides: Sequence[str]) -> Path | None:
     """Give the run folder of a job that is done, and enrol it."""
     with contextlib.suppress(Exception, SystemExit):  # whatever keeps a job from being planned is told when its turn comes
-        config = plans.job_config(GlobalHydra.instance().config_loader(), _sweep, number, overrides)
+        config = plans.job_config(_loader, _sweep, number, overrides)
         with plans.as_job(config) as asked:
             planned = plans.plan(asked)
         if not config.run.force and runs.is_done(planned.folder, planned.signature):
@@ -231,16 +244,6 @@ def unfinished(folder: Path) -> tuple[int, int]:
     return len(keys) - whole, len(keys)
 
 
-def _folder(config: DictConfig, hydra: DictConfig | None = None) -> Path | None:
-    """Place a sweep's runs as `plans.run_folder` does; None for a data set without a name: the run itself will say so."""
-    with contextlib.suppress(OmegaConfBaseException):
-        settings = (hydra or config).hydra
-        given, base = Path(settings.sweep.dir), Path(config.paths.runs)
-        group = settings.runtime.choices.get("experiment") or config.data.name
-        return given if given != base else base / str(group).replace("/", "_")
-    return None
-
-
 def _whole(folder: Path) -> list[Path]:
     return [run for run in _children(folder) if (run / records.RESULT).is_file()]
 
@@ -274,7 +277,11 @@ def _inputs(folder: Path) -> str:
     read = {records.RESULT, records.FAILED, records.STATUS, "audit.json"}
     below = [Path(here) / name for here, _, names in os.walk(folder) for name in read.intersection(names)]
     code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".jinja")]
-    stats = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted([*below, *code])]
+    stats = []
+    for path in sorted([*below, *code]):
+        with contextlib.suppress(FileNotFoundError):  # somebody removes a run just now
+            told = path.stat()
+            stats.append((str(path), told.st_mtime_ns, told.st_size))
     return f"<!-- {hashlib.sha256(repr(stats).encode()).hexdigest()} -->\n"
 
 

@@ -105,8 +105,7 @@ class RunLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers by epoch; once the training is over, what the tested epoch comes to goes to the summary alone."""
         if not self.fitted:
-            with wandb_run.guarded("log metrics"):
-                super().log_metrics(metrics, step)
+            wandb_run.send("log metrics", partial(super().log_metrics, metrics, step))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -123,8 +122,8 @@ class RunLogger(WandbLogger):
         """
         place = {track.id: index for index, track in enumerate(data.tracks)}
         folder = self.run.folder
-        with wandb_run.guarded("write the results"):
-            self.experiment.summary.update(wandb_tables.summary(record, self.run.config["monitor"]))
+        summary = wandb_tables.summary(record, self.run.config["monitor"])
+        wandb_run.send("write the results", partial(self.experiment.summary.update, summary))
         show = partial(
             wandb_tables.log_all,
             self.experiment,
@@ -211,7 +210,7 @@ class Histograms(Callback):
             told = {wandb_run.EPOCH: trainer.current_epoch, wandb_run.STEP: trainer.global_step - 1}
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
-                    logger.experiment.log({**shown, **told})
+                    wandb_run.send("log histograms", partial(logger.experiment.log, {**shown, **told}))
         self.gradients = {}
 
     def _chosen(self, module: LightningModule) -> dict[str, torch.nn.Parameter]:

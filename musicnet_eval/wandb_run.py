@@ -233,10 +233,8 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
         return None
     session, run = _present, _present.run
     if run is not None and session.told.get("mode") != "disabled":
-        with guarded("write its summary"):
-            run.summary[STATE] = STATES.get(exit_code, "interrupted")
-            if error:
-                run.summary[ERROR] = without_secrets(_first_line(error))
+        last = {STATE: STATES.get(exit_code, "interrupted"), **({ERROR: without_secrets(_first_line(error))} if error else {})}
+        send("write its summary", lambda: run.summary.update(last))
         bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
         if session.troubles:
             _leave_service()
@@ -299,7 +297,7 @@ def guarded(what: str) -> Iterator[None]:
         _note(f"could not {what} ({type(error).__name__}: {_first_line(error)})")
 
 
-def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
+def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> bool:
     """Do, guarded, what may ask the server: in a thread of its own, left behind when the session's patience is at its end.
 
     After a wait in vain the session's patience is short.
@@ -308,6 +306,9 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
         what: It, for the message.
         do: Does it.
         grace: Seconds beyond the session's patience.
+
+    Returns:
+        Whether it came to an end, good or bad.
     """
     global _unreachable
     left = threading.Event()
@@ -332,6 +333,18 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> None:
         if _present is not None:
             _present.patience = min(_present.patience, GRACE_SECONDS)
             _unreachable = (time.monotonic(), f"it could not {what} in time")
+    return not left.is_set()
+
+
+def send(what: str, do: Callable[[], Any]) -> None:
+    """Do, guarded, what wandb's own process takes in at once; one that does not is frozen, and ended: the run goes on without.
+
+    Args:
+        what: It, for the message.
+        do: Does it.
+    """
+    if not bounded(what, do):
+        _leave_service()
 
 
 def _note(trouble: str) -> None:

@@ -126,6 +126,8 @@ def test_a_search_goes_on_and_counts_failed_trials(
     told = capsys.readouterr()
     assert "best trial: " in told.out
     assert "loss=cross_entropy" in told.out.partition("best trial: ")[2].splitlines()[0]
+    (results,) = tmp_path.rglob("optimization_results.yaml")
+    assert results.parent == tmp_path / "runs" / tones.name  # another search has its own
     states = Counter(records.state(run) for run in records.find_runs([tmp_path / "runs"]))
     assert states["done"] + states["failed"] == 6  # the one before, and 5 trials
     assert states["done"] >= 1

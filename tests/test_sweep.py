@@ -11,8 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.global_hydra import GlobalHydra
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from musicnet_eval import records
+from musicnet_eval import configs, plans, records, sweep
 from musicnet_eval.sweep import unfinished
 from tests.conftest import TINY, Command
 
@@ -42,7 +48,7 @@ def test_two_by_two_on_the_embedded_data(
     )
     (tmp_path / "more/loss").mkdir(parents=True)
     (tmp_path / "more/loss/sometimes.yaml").write_text("_target_: sometimes.Loss\n")
-    sweep = (
+    asked = (
         "-m",
         "--config-dir=more",
         f"paths.data={tradition_root.parent}",
@@ -51,7 +57,7 @@ def test_two_by_two_on_the_embedded_data(
         "plugins=[sometimes]",
         *SMALL,
     )
-    assert train(*sweep) == 1
+    assert train(*asked) == 1
     folder = tmp_path / "runs/tradition"
     states = Counter(records.state(run) for run in records.find_runs([folder]))
     assert states == {"done": 2, "failed": 2}
@@ -70,7 +76,7 @@ def test_two_by_two_on_the_embedded_data(
 
     (tmp_path / "mended").touch()
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
-    assert train(*sweep) == 0
+    assert train(*asked) == 0
     assert len(written) == 2
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())
     told = capsys.readouterr().out
@@ -159,3 +165,46 @@ def test_a_longer_finished_sweep_is_looked_through_on_all_cores(train: Command, 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done already: ") == 10
     assert "[1/10]" not in done.stdout
+
+
+def test_files_that_are_read_once_compose_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = [["seed=1"], ["backbone=cnn14", "augment=[noise,mixup]"], ["experiment=demo", "~loss"], ["seed=1"], ["trainer=cpu"]]
+    read: Counter[str] = Counter()
+    configs.prefer_ours()
+    files = SourcesRegistry.instance().resolve("file")
+    load = files.load_config
+    with initialize_config_dir(str(configs.CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        whole = loader.load_configuration("train", [], RunMode.MULTIRUN)
+        expected = [plans.job_config(loader, whole, *job) for job in enumerate(several)]
+
+        def counting(source: ConfigSource, config_path: str) -> ConfigResult:
+            read[config_path] += 1
+            return load(source, config_path)
+
+        monkeypatch.setattr(files, "load_config", counting)
+        quick = plans.read_once(loader)
+        found = [plans.job_config(quick, whole, *job) for job in enumerate(several)]
+    for one, other in zip(found, expected, strict=True):
+        assert OmegaConf.to_container(one, resolve=False) == OmegaConf.to_container(other, resolve=False)
+    assert len(read) > 10
+    assert set(read.values()) == {1}
+
+
+def test_a_run_that_goes_while_a_sweep_ends_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / records.RESULT).symlink_to(tmp_path / "gone")  # is listed, and not there any more
+    assert sweep._inputs(tmp_path).startswith("<!-- ")
+
+
+def test_typed_secrets_are_masked_in_what_hydra_keeps(
+    train: Command, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_LAB_TOKEN", "hunter2-hunter2")
+    asked = ("-m", "data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "trainer.max_epochs=1")
+    assert train(*asked, "+run.api_key=hunter3-hunter3", "+run.note=hunter2-hunter2", "seed=0,1") == 0
+    kept = (tmp_path / "runs/multirun.yaml").read_text()
+    assert "hunter" not in kept
+    told = OmegaConf.load(tmp_path / "runs/multirun.yaml")
+    assert "+run.api_key=***" in told.hydra.overrides.task
+    assert "seed=0,1" in told.hydra.overrides.task

@@ -21,12 +21,14 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper import optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from musicnet_eval import environment
+from musicnet_eval import environment, plans
 from musicnet_eval.launchers.collecting import Jobs
 
 with warnings.catch_warnings():  # Optuna 2, the one that Hydra's plugin takes, uses names that SQLAlchemy 2 has moved
     warnings.simplefilter("ignore", DeprecationWarning)
     import optuna
+
+RESULTS = "optimization_results.yaml"  # as the plugin names it
 
 
 class OptunaSweeper(optuna_sweeper.OptunaSweeper):
@@ -41,7 +43,8 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
         elif asked == -1:  # of hydra/launcher=joblib
             self.sweeper.n_jobs = environment.cores()
         self.sweeper.launcher = cast(Launcher, _Numbers(self.sweeper.launcher))
-        self.results = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
+        self.written = Path(config.hydra.sweep.dir) / RESULTS
+        self.results = (plans.sweep_folder(config) or self.written.parent) / RESULTS  # searches of one `paths.runs` have one each
 
     def sweep(self, arguments: list[str]) -> None:
         """Search, and print the best trial."""
@@ -49,7 +52,8 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
             print(f"error: {refusal}", file=sys.stderr)
             raise SystemExit(2)
         optuna.logging.set_verbosity(logging.WARNING)
-        self.results.unlink(missing_ok=True)
+        for stale in (self.written, self.results):
+            stale.unlink(missing_ok=True)
         try:
             super().sweep(arguments)
         except ValueError as error:  # Optuna's word for a search without one whole trial, and for a space that makes no sense
@@ -57,6 +61,7 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
             if not self.sweeper.job_idx:
                 raise SystemExit(2) from None
             return
+        self.written.replace(self.results)
         best: Any = OmegaConf.load(self.results)
         print(f"best trial: {best.best_value:.4f} with {' '.join(f'{key}={value}' for key, value in best.best_params.items())}")
 
