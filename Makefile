@@ -23,7 +23,7 @@ demo: setup ## Compare three networks and two losses on real music; leaderboard 
 	$(BIN)/musicnet-train experiment=demo
 
 test: setup browser ## Run every test that CI runs (20-25 minutes)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=25
 
 coverage: setup browser ## The same, and print which lines no test reaches (half as long again)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -144,8 +145,14 @@ def test_no_weights_from_nowhere(monkeypatch: pytest.MonkeyPatch, fault: str) ->
     """Without a hub the user hears of it within five seconds and is told what to do, whatever is wrong with the network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", huggingface_hub.constants.HF_HUB_OFFLINE)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nowhere")
+    given_up = threading.Event()
     if fault == "has no address":  # a resolver may take half a minute to say so
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(10))
+
+        def resolve(*_: object, **__: object) -> None:
+            given_up.wait(30)
+            raise socket.gaierror("no such name")
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with socket.create_server(("127.0.0.1", 0)) as server:  # it takes calls, and says nothing
         port = 9 if fault == "refuses" else server.getsockname()[1]
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
@@ -153,3 +160,4 @@ def test_no_weights_from_nowhere(monkeypatch: pytest.MonkeyPatch, fault: str) ->
         with pytest.raises(ConfigError, match=r"from timm's hub cannot be had(.|\n)*backbone_options.checkpoint_path=FILE"):
             build("test_resnet", {"pretrained": True}, 3, (1, 64, 64))
     assert time.monotonic() - began < 5
+    given_up.set()

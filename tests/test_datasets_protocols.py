@@ -169,6 +169,7 @@ def test_fault_filtered_lists_are_torchaudios() -> None:
     assert Counter(ours.values()) == {"train": 443, "val": 197, "test": 290}  # as published
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tracks_are_split_and_checked(tmp_path: Path) -> None:
     manifest = tmp_path / "songs.csv"
     rows = (f"{i // 100:03d}/{i}.mp3,genre {i % 16},artist {i // 7}\n" for i in range(100_000))

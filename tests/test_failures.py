@@ -151,6 +151,7 @@ def test_halved_equals_asked_for(train: Command, small: list[str], tmp_path: Pat
     assert train(*hungry, "data.batch_size=8", "run.on_oom=fail", f"hydra.run.dir={tmp_path / 'halved'}") == 0  # the same run
 
 
+@pytest.mark.slow
 def test_a_halved_run_that_is_cut_short_goes_on_halved(
     train: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +259,7 @@ def test_wrong_values_are_refused(train: Command, small: list[str], wrong: str, 
 # --- draws --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_batch_draws_its_own_also_while_gradients_are_accumulated(train: Command, small: list[str], tmp_path: Path) -> None:
     (tmp_path / "seeds.py").write_text(SEEDS)
     watch = (*small, "plugins=[seeds]", "+callbacks.seeds._target_=seeds.Seeds", "seed=3")

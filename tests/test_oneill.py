@@ -211,6 +211,7 @@ def test_the_protocol_decides_what_is_indexed() -> None:
         assert config["data"]["index"]["held_out"] is held_out
 
 
+@pytest.mark.slow
 def test_damaged_clip_is_named_and_rendered_anew(small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root = small()
     before = content(root)

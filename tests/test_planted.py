@@ -140,6 +140,7 @@ def test_several_labels_or_no_effect_are_refused():
 RUN = ("data=folder", "backbone=stats_linear", *TINY, "trainer.max_epochs=1", "callbacks=none")
 
 
+@pytest.mark.slow
 def test_runs_store_what_was_planted_and_leaderboards_tell_it(tones: Path, train: Command, tmp_path: Path):
     common = (*RUN, f"data.root={tones}")
     assert train("-m", *common, "seed=0,1", "data.plant.wrong_labels=null,0.3") == 0

@@ -91,12 +91,14 @@ def test_use(recipe: Recipe, train: Command, capsys: pytest.CaptureFixture[str])
     assert float(shown[1]) == records.read_result(run)["metrics"]["test/song/accuracy"]
 
 
+@pytest.mark.slow
 def test_folder(recipe: Recipe) -> None:
     (run,) = recipe("folder")
     choices = records.read_result(run)["choices"]
     assert (choices["data"], choices["backbone"]) == ("my_music", "resnet18")
 
 
+@pytest.mark.slow
 def test_csv(recipe: Recipe, tmp_path: Path) -> None:
     rows = list(csv.DictReader(FILES["csv/songs.csv"].splitlines()))
     time = np.arange(8000) / 8000

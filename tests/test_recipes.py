@@ -231,6 +231,7 @@ def test_a_run_is_the_one_asked_for_by_hand_and_all_of_a_sweep_share_the_choice(
         assert json.loads(again.read_text())["metrics"].items() <= metrics.items()
 
 
+@pytest.mark.slow
 def test_a_choice_is_kept_for_what_it_was_made_for(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = DataFacts(classes=("a", "b"), class_counts=(3, 4), image_shape=(1, 32, 32), sample_rate=8000)
     config = configs.resolved(configs.compose([*small, "recipe=auto"]))
@@ -255,6 +256,7 @@ def test_a_choice_is_kept_for_what_it_was_made_for(small: list[str], tmp_path: P
         assert json.loads(place.read_text())["images"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_short_goes_on_as_it_began(train: Command, small: list[str], tmp_path: Path) -> None:
     (tmp_path / "stop.py").write_text(STOP)
     stopping = (

@@ -128,6 +128,7 @@ def test_seeds_share_a_row_and_folds_too(train: Command, tones: Path, tmp_path: 
     assert row["mean"] == pytest.approx(sum(run["metrics"]["test/song/accuracy"] for run in runs) / 4)
 
 
+@pytest.mark.slow
 def test_signatures_say_whether_a_sweep_is_finished(
     train: Command, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,7 +217,7 @@ class Stop(Callback):
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_as_the_same_run(tones: Path, train: Command, tmp_path: Path, name: str, code: int) -> None:
     """Ctrl-C ends its W&B run with 130, Slurm with 143; asked for again it is the same run, here and on a server."""
     plugin = f"stop_once_by_{name}"  # a name of its own: modules stay imported from test to test
@@ -245,6 +245,7 @@ def test_an_interrupted_run_goes_on_as_the_same_run(tones: Path, train: Command,
     assert heard == {0, 1}
 
 
+@pytest.mark.slow
 def test_histograms_and_checkpoints_on_request(tones: Path, train: Command, tmp_path: Path) -> None:
     network = ("backbone=test_resnet", "trainer.max_epochs=1")
     assert train(*asked(tones, *network, "callbacks=[default,histograms]", "logger.wandb.checkpoints=best")) == 0
@@ -286,6 +287,7 @@ class Kill(Callback):
 """
 
 
+@pytest.mark.slow
 def test_a_dead_service_harms_neither_this_run_nor_the_next(
     tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +344,7 @@ def online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_a_server_gets_the_run_as_it_ended(
     tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,7 +370,9 @@ def test_a_server_gets_the_run_as_it_ended(
         assert len(heard.history) > 2 * len(curve)
 
 
-@pytest.mark.parametrize("trouble", ["errors", "hang", "refused", "no key"])
+@pytest.mark.parametrize(
+    "trouble", ["no key", *(pytest.param(name, marks=pytest.mark.slow) for name in ("errors", "hang", "refused"))]
+)
 def test_without_a_server_it_goes_on_offline(
     tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
 ) -> None:
@@ -403,6 +408,7 @@ def test_a_server_that_fails_in_mid_run(tones: Path, tmp_path: Path) -> None:
     check_troubled(done.stdout, done.stderr, only_run(tmp_path / "runs" / tones.name), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_in_mid_run(
     tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

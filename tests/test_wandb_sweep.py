@@ -80,6 +80,7 @@ def test_one_run_that_holds_the_leaderboard(
     assert logged["data"] in staged  # what `wandb sync` is going to look for
 
 
+@pytest.mark.slow
 def test_online_it_goes_to_the_group_of_the_runs_and_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sweep(tmp_path / "runs/mood", WANDB, ("resnet18",))
     monkeypatch.setenv("WANDB_API_KEY", KEY)

@@ -6,6 +6,7 @@ and strides, else to the size that it was made for.
 
 from __future__ import annotations
 
+import http.client
 import inspect
 import sys
 import threading
@@ -205,7 +206,7 @@ def _answers(address: str, seconds: float) -> bool:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
         except urllib.error.HTTPError:
             pass  # an answer
-        except OSError:
+        except (OSError, http.client.HTTPException, ValueError):  # nobody there, no web server, no address
             return
         answered.append(True)
 
