@@ -27,7 +27,6 @@ from omegaconf.errors import OmegaConfBaseException
 from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs
 from musicnet_eval.errors import MusicnetError
 
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Keys that move runs to another folder: a sweep over one of them has no one folder, and no plan.
 PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "paths.runs"}
 FEW = 8  # jobs that are looked at faster one after the other
@@ -46,8 +45,9 @@ class SweepTables(Callback):
     def __init__(self) -> None:
         self.folders: set[Path] = set()
         self.planned = False
-        self.total = 0  # of the planned jobs
-        self.common: frozenset[str] = frozenset()  # overrides of theirs
+        self.done: dict[tuple[str, ...], Path] = {}  # of the planned jobs, those that need not be asked for
+        self.total = 0  # of the others
+        self.common: frozenset[str] = frozenset()  # overrides of all
         self.jobs = 0
         self.failed = 0
         self.taken: list[JobReturn] = []
@@ -64,17 +64,21 @@ class SweepTables(Callback):
         if folder is None or planned is None:
             return
         self.folders.add(folder)
-        self.planned, self.total, self.common = True, len(planned), jobs.common(planned)
-        done = done_by_overrides(folder, planned)
-        print(forecast(folder, planned, done), flush=True)
+        likely = done_by_overrides(folder, planned)
+        print(forecast(folder, planned, len(likely)), flush=True)
         jobs.plan(folder, planned)
         plans.forget_listings()
-        if done == len(planned) and (found := finished(config, planned)):
-            for run in found:
-                print(f"done already: {run}")
-            self.jobs = len(found)
+        self.planned, self.done, self.common = True, look_through(config, planned, likely), jobs.common(planned)
+        self.total = len(planned) - len(self.done)
+        for run in self.done.values():
+            print(f"done already: {run}", flush=True)
+        if not self.total:
             self.on_multirun_end(config)
             raise SystemExit(0)
+
+    def left(self, batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Give those jobs of a sweep that are not done; a sweeper asks before it composes them."""
+        return [job for job in batch if tuple(configs.overrides_without_secrets(job)) not in self.done]
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
@@ -128,8 +132,8 @@ class SweepTables(Callback):
 
     def _count(self) -> tuple[int, int]:
         """Count the jobs that failed, and all: as seen here, else by files where there is a plan, else as a launcher told."""
-        if self.jobs:
-            return self.failed, self.jobs
+        if self.jobs or (self.done and not self.total):
+            return self.failed, self.jobs + len(self.done)
         if self.planned:
             (folder,) = self.folders
             return unfinished(folder)
@@ -142,7 +146,7 @@ def planned_jobs(config: DictConfig) -> list[list[str]] | None:
     Args:
         config: The sweep's own config, as Hydra hands it over before the first job.
     """
-    if OmegaConf.select(config, "hydra.sweeper._target_") != BASIC:
+    if OmegaConf.select(config, "hydra.sweeper._target_") != launchers.BASIC:
         return None
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -159,35 +163,35 @@ def planned_jobs(config: DictConfig) -> list[list[str]] | None:
     return [configs.overrides_without_secrets(job) for job in batch]
 
 
-def done_by_overrides(folder: Path, planned: Sequence[Sequence[str]]) -> int:
-    """Count the jobs whose overrides are those of a whole run: quick, and true unless a default or the data has changed since."""
+def done_by_overrides(folder: Path, planned: Sequence[Sequence[str]]) -> list[int]:
+    """Give the places of jobs with the overrides of a whole run: quick, and true unless a default or the data has changed."""
     known = jobs.by_overrides(_whole(folder))
-    return sum(tuple(sorted(job)) in known for job in planned)
+    return [place for place, job in enumerate(planned) if tuple(sorted(job)) in known]
 
 
-def finished(config: DictConfig, planned: Sequence[Sequence[str]]) -> list[Path] | None:
-    """Give the runs of a sweep that has nothing left to do, None when it has: each job's signature decides.
+def look_through(config: DictConfig, planned: Sequence[Sequence[str]], likely: Sequence[int]) -> dict[tuple[str, ...], Path]:
+    """Give the runs of the jobs that are done, by the jobs' overrides: each job's signature decides.
 
     Hydra composes each job twice before it comes to the point; here it is once, and on all cores.
 
     Args:
         config: The sweep's own config.
         planned: The overrides of each job.
+        likely: Places of the jobs that are worth a look.
     """
+    if not likely:
+        return {}
     _share(config)
-    first, rest = _done(0, planned[0]), range(1, len(planned))  # which lists the tracks for all
-    if first is None:
-        return None
-    if len(planned) <= FEW or "torch" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
-        found = list(map(_done, rest, planned[1:]))  # a process with threads of its own is not to be forked
+    asked = [planned[place] for place in likely]
+    found = [_done(likely[0], asked[0])]  # which lists the tracks for all
+    if len(likely) <= FEW or "torch" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
+        found += map(_done, likely[1:], asked[1:])  # a process with threads of its own is not to be forked
     else:
         fork = multiprocessing.get_context("fork")  # what is shared is there without being sent
-        try:
-            with ProcessPoolExecutor(environment.cores(), fork, _look) as pool:
-                found = list(pool.map(_done, rest, planned[1:]))
-        except BrokenExecutor:  # a plugin has ended its process; the job itself will say so
-            return None
-    return None if None in found else cast(list[Path], [first, *found])
+        # A plugin may end its process; the job itself will say so.
+        with contextlib.suppress(BrokenExecutor), ProcessPoolExecutor(environment.cores(), fork, _look) as pool:
+            found += pool.map(_done, likely[1:], asked[1:])
+    return {tuple(job): run for job, run in zip(asked, found, strict=False) if run is not None}
 
 
 def _look() -> None:

@@ -18,11 +18,12 @@ Summary
 After the test (`TABLES`; a chart's table has `_table` behind its name)
     `test/confusion_matrix`, `test/classes`, `test/predictions`, `test/hardest`, `test/reliability`, `suspect_labels`, `examples`.
 
-What goes wrong in W&B is said on stderr, recorded (`status.json` and the record's facts: `wandb`) and never raised, but for what
-the user wrote wrongly. What it can cost a run is bounded: beginning by `init_seconds` (a server that did not answer is asked
-again by a later run of the same process after five minutes), logging by nothing, since wandb's own process does the sending; what
-waits for the server (tables after the test, checkpoints, the end) by `finish_seconds`, and once that was in vain by a few seconds
-each. Whatever was not sent lies on disk for `wandb sync`.
+What goes wrong in W&B is said on stderr, recorded (`status.json` and the record's facts: `wandb`) and never raised, but for
+what the user wrote wrongly. What it can cost a run is bounded: beginning by `init_seconds` (a server that did not answer is
+asked again by a later run of the same process after five minutes), logging by nothing, since wandb's own process does the
+sending (one that takes nothing in for `finish_seconds` is ended, and the run goes on without); what waits for the server
+(tables after the test, checkpoints, the end) by `finish_seconds`, and once that was in vain by a few seconds each. Whatever was
+not sent lies on disk for `wandb sync`.
 """
 
 from __future__ import annotations

@@ -158,14 +158,20 @@ def test_a_longer_finished_sweep_is_looked_through_on_all_cores(train: Command, 
         "backbone=stats_linear",
         *TINY,
         "trainer.max_epochs=1",
-        "seed=range(0,10)",
     )
-    assert train(*asked) == 0
-    command = [sys.executable, "-m", "musicnet_eval.train", *asked]
+    assert train(*asked, "seed=range(0,10)") == 0
+    command = [sys.executable, "-m", "musicnet_eval.train", *asked, "seed=range(0,10)"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done already: ") == 10
     assert "[1/10]" not in done.stdout
+    command[-1] = "seed=range(0,12)"  # two more than are done: those two alone come to Hydra's sweeper
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 jobs, 10 of them done already by their overrides" in done.stdout
+    assert done.stdout.count("done already: ") == 10
+    assert [line for line in done.stdout.splitlines() if line.startswith("[")] == ["[1/2] seed=10", "[2/2] seed=11"]
+    assert unfinished(tmp_path / "runs" / tones.name) == (0, 12)
 
 
 def test_files_that_are_read_once_compose_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

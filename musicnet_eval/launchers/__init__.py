@@ -24,7 +24,9 @@ class Engine(NamedTuple):
     extra: str
 
 
-ENGINES = {  # by the `_target_` of our YAML; Hydra takes plugins of this prefix only
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+ENGINES = {  # by the `_target_` of our YAML; Hydra takes plugins of this prefix, and its own
+    BASIC: Engine("basic", "Grid", ""),
     "hydra_plugins.musicnet_eval.ProcessLauncher": Engine("process", "ProcessLauncher", ""),
     "hydra_plugins.musicnet_eval.JoblibLauncher": Engine("joblib", "JoblibLauncher", "joblib"),
     "hydra_plugins.musicnet_eval.LocalLauncher": Engine("submitit", "LocalLauncher", "slurm"),
