@@ -21,7 +21,7 @@ from typing import Any, cast
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from musicnet_eval.environment import SECRET
+from musicnet_eval.environment import SECRET, without_held_secrets
 from musicnet_eval.environment import without_secrets as _without_values
 from musicnet_eval.errors import ConfigError, MusicnetError, RecordError
 
@@ -149,12 +149,13 @@ def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, 
 
 
 def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:
-    """Mask the values of overrides whose key says that it is a secret, and those of secret environment variables."""
-    return [f"{o.partition('=')[0]}=***" if SECRET.search(o.partition("=")[0]) else _without_values(o) for o in overrides]
+    """Mask the values of overrides whose key, or a key inside, is called like a secret, and those of secret environment variables."""
+    parts = [override.partition("=") for override in overrides]
+    return [f"{k}=***" if SECRET.search(k) else k + equals + without_held_secrets(_without_values(v)) for k, equals, v in parts]
 
 
 def mask(file: Path) -> None:
-    """Mask the secrets in a config that Hydra has written, `hydra.overrides` included.
+    """Mask the secrets in a config that Hydra has written, also where it keeps what was typed.
 
     Args:
         file: A YAML file, rewritten only if there is something to mask.
@@ -164,6 +165,8 @@ def mask(file: Path) -> None:
     masked = without_secrets(config, told)
     typed = masked["hydra"]["overrides"]
     typed.update({name: overrides_without_secrets(each) for name, each in typed.items()})
+    if typed != told["hydra"]["overrides"]:
+        masked["hydra"]["job"]["override_dirname"] = "***"  # the same once more, in one word
     if masked != told:
         file.write_text(OmegaConf.to_yaml(OmegaConf.create(masked)), encoding="utf8")
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential)")  # what a key or variable is called that holds one
+_HELD = re.compile(  # such a key inside a value, `{api_key:…}`, and what it holds
+    r"""(?i)([\w.]*(?:api_?key|_key(?=["'\s:=])|token|secret|passw|credential)\w*["']?\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,}\]]+)"""
+)
 PACKAGES = (
     "musicnet-eval",
     "torch",
@@ -117,6 +120,11 @@ def git() -> dict[str, Any]:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def without_held_secrets(text: str) -> str:
+    """Put `***` in place of what keys hold that are called like secrets, in a dictionary that was typed, say `{api_key:…}`."""
+    return _HELD.sub(r"\1***", text)
 
 
 def without_secrets(text: str) -> str:

@@ -209,9 +209,10 @@ def test_typed_secrets_are_masked_in_what_hydra_keeps(
 ) -> None:
     monkeypatch.setenv("MY_LAB_TOKEN", "hunter2-hunter2")
     asked = ("-m", "data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "trainer.max_epochs=1")
-    assert train(*asked, "+run.api_key=hunter3-hunter3", "+run.note=hunter2-hunter2", "seed=0,1") == 0
-    kept = (tmp_path / "runs/multirun.yaml").read_text()
-    assert "hunter" not in kept
+    typed = ("+run.api_key=hunter3-hunter3", "+run.note=hunter2-hunter2", "+run.more={my_token:hunter4-hunter4,b:1}", "seed=0,1")
+    assert train(*asked, *typed) == 0
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"hunter" not in file.read_bytes(), file
     told = OmegaConf.load(tmp_path / "runs/multirun.yaml")
-    assert "+run.api_key=***" in told.hydra.overrides.task
+    assert {"+run.api_key=***", "+run.more={my_token:***,b:1}"} <= set(told.hydra.overrides.task)
     assert "seed=0,1" in told.hydra.overrides.task
