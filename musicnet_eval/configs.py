@@ -149,7 +149,7 @@ def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, 
 
 
 def overrides_without_secrets(overrides: Sequence[str]) -> list[str]:
-    """Mask the values of overrides whose key, or a key inside, is called like a secret, and those of secret environment variables."""
+    """Mask values of overrides whose key, or a key inside, is called like a secret, and those of secret environment variables."""
     parts = [override.partition("=") for override in overrides]
     return [f"{k}=***" if SECRET.search(k) else k + equals + without_held_secrets(_without_values(v)) for k, equals, v in parts]
 

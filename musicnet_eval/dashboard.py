@@ -321,6 +321,7 @@ def save(made: Any, folder: Path) -> str:
     except MusicnetError:
         raise
     except Exception as error:  # whatever wandb, its service or the server raises
+        wandb_run.leave_service()  # it would go on trying, and keep this command from ending
         reason = " ".join(str(error).split())[:300]
         raise TrainingError(f"W&B did not take the workspace ({type(error).__name__}: {reason}). Or use --save FILE.") from None
     records.write_json(folder / KEPT, told)

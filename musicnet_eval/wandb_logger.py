@@ -40,7 +40,7 @@ class RunLogger(WandbLogger):
         group: Null: the name of the folder that holds the run's folder.
         tags: Tags beside the run's choices.
         hardest: How many test songs are logged with sound and picture, 0 or more.
-        audio_seconds: How much of each is heard, from its middle, seconds.
+        audio_seconds: How much of each is heard, from its middle, seconds, 0.1 or more.
         media_megabytes: Budget of all sounds and pictures of the run.
         checkpoints: Which checkpoints become artifacts: none, best or all.
         init_seconds: How long the server may take to answer at the beginning, seconds.
@@ -54,7 +54,7 @@ class RunLogger(WandbLogger):
     def __init__(
         self,
         run: Plan,
-        save_dir: str,
+        save_dir: str | None,
         project: str = wandb_run.PROJECT,
         entity: str | None = None,
         offline: bool | None = None,
@@ -70,10 +70,15 @@ class RunLogger(WandbLogger):
     ) -> None:
         if checkpoints not in CHECKPOINTS:
             raise ConfigError(f"logger.wandb.checkpoints={checkpoints!r} must be one of {', '.join(CHECKPOINTS)}.")
-        for name, value in (("hardest", hardest), ("audio_seconds", audio_seconds), ("media_megabytes", media_megabytes)):
+        _check_number("audio_seconds", audio_seconds, 0.1)
+        for name, value in (("hardest", hardest), ("media_megabytes", media_megabytes)):
             _check_number(name, value, 0)
         for name, value in (("init_seconds", init_seconds), ("finish_seconds", finish_seconds)):
             _check_number(name, value, 1)
+        if not isinstance(hardest, int):
+            raise ConfigError(f"logger.wandb.hardest={hardest!r} must be a whole number, 0 or more.")
+        if not isinstance(save_dir, str):
+            raise ConfigError(f"logger.wandb.save_dir={save_dir!r} must be a folder.")
         self.run, self.hardest, self.audio_seconds, self.media_megabytes = run, hardest, audio_seconds, media_megabytes
         self.checkpoints, self.fitted = CHECKPOINTS[checkpoints], False
         experiment = None
@@ -86,7 +91,7 @@ class RunLogger(WandbLogger):
                 settings=settings,
                 project=project,
                 entity=entity,
-                group=(group or run.folder.resolve().parent.name)[:128],
+                group=run.folder.resolve().parent.name[:128] if group is None else group,
                 tags=_tags(run.choices, tags),
                 id=run.signature,
                 name=run.title[:128],

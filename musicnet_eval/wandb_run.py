@@ -29,10 +29,13 @@ not sent lies on disk for `wandb sync`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +61,7 @@ STATES = {0: "done", 1: "failed"}  # by exit code; any other is that of a signal
 
 ASK_AGAIN_SECONDS = 300.0  # after a server did not answer
 GRACE_SECONDS = 5.0  # that wandb itself may take beyond its own time limit
+FULL_BYTES = 1_000_000  # left of a disk
 FLUSH_SECONDS = 2.0  # after so long, what was logged is on disk
 QUIET = {  # wandb's settings that `settings` of the logger may overrule
     "silent": True,  # what matters is said in our own words, once; wandb's stand in the logs/ of its folder
@@ -84,12 +88,14 @@ _present: Session | None = None
 _unreachable: tuple[float, str] | None = None  # when a server last did not answer, and its own words
 
 
-def mode(offline: bool | None) -> str:
+def mode(offline: Any) -> str:
     """Say how W&B is used: `online`, `offline` or `disabled`; offline unless the logger's `offline` or WANDB_MODE says otherwise.
 
     Raises:
-        ConfigError: The two contradict each other, or WANDB_MODE is no mode.
+        ConfigError: The two contradict each other, or one of them is no mode.
     """
+    if offline is not None and not isinstance(offline, bool):  # "no" is a word to Hydra, and a word counts as true
+        raise ConfigError(f"logger.wandb.offline={offline!r} must be true, false or null.")
     told = os.environ.get("WANDB_MODE", "")
     known = {"": "offline", "dryrun": "offline", "run": "online"} | {name: name for name in ("online", "offline", "disabled")}
     if told not in known:
@@ -105,7 +111,7 @@ def mode(offline: bool | None) -> str:
 def start(
     save_dir: Path,
     *,
-    offline: bool | None = None,
+    offline: Any = None,
     init_seconds: float = 15.0,
     finish_seconds: float = 30.0,
     settings: Mapping[str, Any] | None = None,
@@ -134,18 +140,25 @@ def start(
         finish(1, "another run began before this one was finished")
     wanted = mode(offline)
     given = _settings(settings or {}, init_seconds, finish_seconds)
-    save_dir.mkdir(parents=True, exist_ok=True)
+    asked = {key: _named(key, value) for key, value in asked.items()}
+    logging.raiseExceptions = False  # on a full disk each line of wandb's own log would be a traceback of ours
     # Copies of tables wait for `wandb sync` here: beside the runs, so that they move with them, not in the home folder.
     os.environ.setdefault("WANDB_DATA_DIR", str((save_dir / "wandb" / "data").resolve()))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its makers' own statistics would hold up the end where they hang
     told: dict[str, Any] = {"id": asked["id"], "project": asked["project"], "group": asked.get("group"), "asked": wanted}
     _present = Session(None, told, finish_seconds)
+    if reason := _unwritable(save_dir):
+        _note(f"could not begin, and the run goes on without ({reason})")
+        wanted = "disabled"
     try:
         with _masked_arguments():
             run = _begin(wanted, {"dir": str(save_dir), "resume": "allow", "settings": given, **asked})
     except ConfigError:
         _present = None
         raise
+    except ValueError as error:  # pydantic's, of what the environment says: all else is checked by now
+        _present, reason = None, " ".join(str(error).split())[:300]
+        raise ConfigError(f"wandb refuses a setting ({reason}). Mend the variable WANDB_* of that name.") from None
     _present.run = run
     if told["mode"] != "disabled":
         told["folder"] = str(Path(run.dir).parent)
@@ -172,7 +185,7 @@ def _begin(wanted: str, asked: dict[str, Any]) -> Any:
             except Exception as error:  # whatever the server or the way to it does: the run does not depend on it
                 reason = f"{type(error).__name__}: {_first_line(error)}"
                 _unreachable = (time.monotonic(), reason)
-                _leave_service()  # it holds on to the run's id
+                leave_service()  # it holds on to the run's id
         _note(f"could not begin online, and goes on offline ({reason})")
         wanted = "offline"
     if wanted == "offline":
@@ -181,6 +194,8 @@ def _begin(wanted: str, asked: dict[str, Any]) -> Any:
             return wandb.init(mode="offline", **asked)
         except wandb.errors.UsageError as error:
             raise ConfigError(f"wandb refuses what logger.wandb.* says: {_first_line(error)}. Mend it.") from None
+        except ValueError:
+            raise
         except Exception as error:  # its service does not start: nothing that the run needs
             _note(f"could not begin, and the run goes on without ({type(error).__name__}: {_first_line(error)})")
     told["mode"] = "disabled"
@@ -196,6 +211,31 @@ def _why_not_online() -> str:
     if os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False):
         return ""
     return "no API key: run `wandb login` once, or set WANDB_API_KEY"
+
+
+def _named(key: str, value: Any) -> Any:
+    """Give what wandb is to be told under a key: a name as text, and no secret in it.
+
+    Raises:
+        ConfigError: A name that is none.
+    """
+    if isinstance(value, list):
+        return [without_secrets(str(one)) for one in value]
+    if value is None or isinstance(value, Mapping):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ConfigError(f"logger.wandb.{key}={value!r} must be a name.")
+    return without_secrets(str(value))
+
+
+def _unwritable(folder: Path) -> str:
+    """Say why a folder cannot be made or written to, nothing if it can: wandb would take another place, and not say so."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"'{folder}': {error.strerror}"
 
 
 def _define(run: Any) -> None:
@@ -237,14 +277,17 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
         last = {STATE: STATES.get(exit_code, "interrupted"), **({ERROR: without_secrets(_first_line(error))} if error else {})}
         send("write its summary", lambda: run.summary.update(last))
         bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(session.told["folder"]).free < FULL_BYTES:
+                _note("may not have all of the run on disk: there is no room left")
         if session.troubles:
-            _leave_service()
+            leave_service()
         _say_how_to_sync(session)
     _present = None
     return told_of(session)
 
 
-def _leave_service() -> None:
+def leave_service() -> None:
     """End wandb's service process: while it tries to send, it would keep a new run, or the end of this process, waiting.
 
     `wandb.teardown` takes itself out of what is done at exit, and then waits; a thread may do that. A service that goes on trying
@@ -345,7 +388,7 @@ def send(what: str, do: Callable[[], Any]) -> None:
         do: Does it.
     """
     if not bounded(what, do):
-        _leave_service()
+        leave_service()
 
 
 def _note(trouble: str) -> None:

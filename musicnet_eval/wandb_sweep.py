@@ -70,7 +70,7 @@ def _start(folder: Path, board: Board, options: Mapping[str, Any]) -> Any:
         project=options.get("project") or wandb_run.PROJECT,
         entity=options.get("entity"),
         name=f"leaderboard of {name}"[:128],
-        group=(options.get("group") or name)[:128],
+        group=name[:128] if options.get("group") is None else options["group"],
         job_type=wandb_run.LEADERBOARD,
         tags=[wandb_run.LEADERBOARD],
         config={"metric": board.metric},

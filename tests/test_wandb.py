@@ -438,11 +438,52 @@ def check_troubled(out: str, err: str, run: Path, beside: Path) -> None:
         ("logger.wandb.hardest=-1", "logger.wandb.hardest=-1 must be a number, 0 or more"),
         ("+logger.wandb.settings.no_such=1", "wandb refuses a setting"),
         ("logger.wandb.project=a/b", "wandb refuses what logger.wandb"),
+        ("logger.wandb.project=true", "logger.wandb.project=True must be a name"),
+        ("logger.wandb.offline=no", "logger.wandb.offline='no' must be true, false or null"),
+        ("logger.wandb.hardest=1.5", "logger.wandb.hardest=1.5 must be a whole number"),
+        ("logger.wandb.audio_seconds=0", "logger.wandb.audio_seconds=0 must be a number, 0.1 or more"),
+        ("logger.wandb.save_dir=null", "logger.wandb.save_dir=None must be a folder"),
     ],
 )
 def test_slips_are_named(tones: Path, train: Command, capsys: pytest.CaptureFixture[str], override: str, named: str) -> None:
     assert train(*asked(tones, override)) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_BASE_URL", "nonsense"), ("WANDB_MODE", "sometimes")])
+def test_slips_of_the_environment_are_named(
+    tones: Path, train: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert train(*asked(tones)) == 2
+    told = capsys.readouterr().err
+    assert name.removeprefix("WANDB_").lower() in told.lower()
+    assert "Mend" in told
+
+
+@pytest.mark.slow
+def test_numbers_are_names_and_secrets_are_none(
+    tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_LAB_TOKEN", TOKEN)
+    names = ("logger.wandb.project=2024", "logger.wandb.group=7", "logger.wandb.tags=['${oc.env:MY_LAB_TOKEN}',12]")
+    assert train(*asked(tones, *names, "callbacks=none", "trainer.max_epochs=1")) == 0
+    told = inspect(folder_of(only_run(tmp_path / "runs" / tones.name)))
+    (about,) = [one["run"] for one in told if one["type"] == "run"]
+    assert (about["project"], about["run_group"]) == ("2024", "7")
+    assert {"***", "12"} <= set(about["tags"])
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_costs_the_run_nothing(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_file").touch()
+    given = ("logger.wandb.save_dir=a_file/wandb", "callbacks=none", "trainer.max_epochs=1")
+    assert train(*asked(tones, *given)) == 0
+    assert "could not begin, and the run goes on without ('a_file/wandb': Not a directory)" in capsys.readouterr().err
+    told = records.read_json(only_run(tmp_path / "runs" / tones.name) / records.STATUS)["wandb"]
+    assert told["mode"] == "disabled"
 
 
 def test_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +494,7 @@ def test_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
         wandb_run.mode(offline=True)
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(ConfigError, match="must be online, offline or disabled"):
-        wandb_run.mode(None)
+        wandb_run.mode(offline=None)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------------
