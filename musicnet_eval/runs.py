@@ -6,6 +6,7 @@ when everything else of the run does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -20,6 +21,9 @@ from musicnet_eval.contracts import RunRecord
 from musicnet_eval.errors import AttemptsError, RecordError
 
 LOCK = ".lock"
+EARLIER = ".earlier"  # hidden from readers: what an attempt that begins anew has found, until it ends
+RECORD = (records.RESULT, records.PREDICTIONS, records.PLANTED, records.SUSPECTS)  # the first says that the others are whole
+PROGRESS = (records.METRICS, "checkpoints", "pictures", records.LOGS)  # what an attempt that is cut short leaves to go on from
 
 
 def leaf(backbone: str, loss: str, seed: int, signature: str) -> str:
@@ -52,7 +56,8 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
     """Mark a run as running and give the number of this attempt, from 1.
 
     What an attempt that was cut short has left (checkpoints, `metrics.csv`) stays, to go on from; what a whole run or a run of
-    another signature has left goes, and all of it when the run is to start `fresh`.
+    another signature has left is put aside, and all of it when the run is to start `fresh`. `take_back` brings it back; if the
+    attempt ends in any other way, it goes.
 
     Args:
         folder: The run's folder, whose lock is held.
@@ -70,16 +75,18 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
     anew = fresh or before.get("signature") != signature or (folder / records.RESULT).exists()
     failures = 0 if anew else _failures(before)
     if max_attempts is not None and failures >= max_attempts:
+        times = "once" if failures == 1 else f"{failures} times"
         raise AttemptsError(
-            f"The run has failed {failures} times, and run.max_attempts={max_attempts} allows no more ({_reason(folder)}). "
+            f"The run has failed {times}, and run.max_attempts={max_attempts} allows no more ({_reason(folder)}). "
             "Mend the cause and say run.force=true, which starts it afresh, or raise run.max_attempts."
         )
-    if anew:
-        start_over(folder)
-    for name in (records.RESULT, records.PREDICTIONS, records.PLANTED, records.SUSPECTS):
-        (folder / name).unlink(missing_ok=True)
-    with records.replacing(folder / records.CONFIG) as temporary:
-        temporary.write_text(config_yaml, encoding="utf8")
+    found = [name for name in (*RECORD, *(PROGRESS if anew else ())) if (folder / name).exists()]
+    _remove(folder / EARLIER)
+    if anew and found:
+        (folder / EARLIER).mkdir()
+        for name in (records.CONFIG, records.STATUS):
+            if (folder / name).exists():
+                shutil.copy2(folder / name, folder / EARLIER)
     records.write_json(
         folder / records.STATUS,
         {
@@ -94,14 +101,38 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
             "host": socket.gethostname(),
         },
     )
+    records.write_text(folder / records.CONFIG, config_yaml)
+    for name in found:  # last: where the disk is full, an earlier record stays
+        if anew:
+            (folder / name).replace(folder / EARLIER / name)
+        else:
+            _remove(folder / name)
     return attempt
+
+
+def take_back(folder: Path) -> None:
+    """Make a run what it was before an attempt that began it anew and was refused."""
+    earlier = folder / EARLIER
+    if not earlier.is_dir():
+        return
+    for name in (*PROGRESS, *reversed(RECORD), records.CONFIG, records.STATUS):
+        _remove(folder / name)
+        if (earlier / name).exists():
+            (earlier / name).replace(folder / name)
+    _remove(earlier)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def start_over(folder: Path) -> None:
     """Remove what an attempt has left to go on from."""
-    (folder / records.METRICS).unlink(missing_ok=True)
-    for name in ("checkpoints", records.LOGS):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in PROGRESS:
+        _remove(folder / name)
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
@@ -141,15 +172,18 @@ def is_ours(folder: Path) -> bool:
 
 
 def finish(folder: Path, record: RunRecord) -> None:
-    """Write the record of a whole run, and take back an earlier failure."""
+    """Write the record of a whole run, and take back an earlier failure; with the record it is done, whatever comes after."""
     records.write_json(folder / records.RESULT, record)
-    (folder / records.FAILED).unlink(missing_ok=True)
-    update_status(folder, state="done")
+    with contextlib.suppress(OSError):
+        (folder / records.FAILED).unlink(missing_ok=True)
+        _remove(folder / EARLIER)
+        update_status(folder, state="done")
 
 
 def fail(folder: Path, error: BaseException, traceback: str, about: Mapping[str, Any]) -> None:
     """Write `failed.json`: the error in one line, its traceback, and what was asked for; a refusal leaves that of its cause."""
     folder.mkdir(parents=True, exist_ok=True)
+    _remove(folder / EARLIER)
     if isinstance(error, AttemptsError) and (folder / records.FAILED).exists():
         update_status(folder, state="failed")
         return
@@ -168,6 +202,7 @@ def fail(folder: Path, error: BaseException, traceback: str, about: Mapping[str,
 
 def interrupt(folder: Path) -> None:
     """Mark a run that a signal stopped."""
+    _remove(folder / EARLIER)
     update_status(folder, state="interrupted")
 
 

@@ -6,13 +6,13 @@ the record. Heavy imports happen inside, so that `--help` and finished runs cost
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import traceback
 from dataclasses import replace
 from types import FrameType
-from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -47,15 +47,19 @@ def task(config: DictConfig) -> float | None:
             return _live(planned) if stored is None else stored
     except (KeyboardInterrupt, SystemExit) as stop:
         ended = stop
-        if planned is not None and (planned.folder / records.STATUS).exists():
-            runs.interrupt(planned.folder)
+        if planned is not None and runs.is_ours(planned.folder):
+            with contextlib.suppress(OSError):
+                runs.interrupt(planned.folder)
             print(f"interrupted: {planned.folder}", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
     except Exception as error:
         ended = error
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        _record_failure(config, planned, error, in_sweep=in_sweep)
+        try:
+            _record_failure(config, planned, error, in_sweep=in_sweep)
+        except OSError as unwritten:  # the disk is full, most likely, and that was the failure too
+            print(f"its failure could not be recorded ({unwritten})", file=sys.stderr, flush=True)
         if shared and config.run.on_error != "stop":
             return None
         raise SystemExit(error.exit_code if isinstance(error, MusicnetError) and not in_sweep else 1) from None
@@ -84,12 +88,16 @@ def _live(planned: Plan) -> float | None:
         from musicnet_eval.training import fit
 
         record = fit_in_memory(lambda config: fit(replace(planned, config=config)), planned.config, planned.folder)
+    except MusicnetError as error:
+        if _is_usage(error):  # a slip costs no earlier record
+            runs.take_back(planned.folder)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     runs.finish(planned.folder, record)
     _say_where_time_went(record["throughput"])
-    songs = record["facts"]["tracks"]["test"]
+    songs = sum(row.split == "test" for row in records.read_predictions(planned.folder))
     print(
         f"done: {OBJECTIVE} {record['metrics'][OBJECTIVE]:.3f} on {songs} songs, {record['seconds']['total']:.0f} s", flush=True
     )
@@ -126,9 +134,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, in_sweep: bool) -> None:
-    """Say what went wrong, and write `failed.json` unless a single run never came to have a folder."""
-    usage = isinstance(error, MusicnetError)
-    said = f"error: {error}" if usage else f"failed: {type(error).__name__}: {error}"
+    """Say what went wrong, and write `failed.json`, unless the run is whole as before, or a single one that never began."""
+    said = f"error: {error}" if isinstance(error, MusicnetError) else f"failed: {type(error).__name__}: {error}"
     print(environment.without_secrets(said), file=sys.stderr, flush=True)
     where = planned
     if where is None and in_sweep:
@@ -140,11 +147,17 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
         return
     if in_sweep:
         jobs.enrol(where.folder.parent, where.overrides, where.folder.name)
-    elif usage and cast(MusicnetError, error).exit_code == MusicnetError.exit_code:
+    elif _is_usage(error):
         runs.forget_failure(where.folder)  # a slip of the keyboard leaves no folder behind
-        return
-    runs.fail(where.folder, error, traceback.format_exc(), where.about)
-    print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
+    if (where.folder / records.RESULT).exists():
+        print(f"what was done before stays: {where.folder}", file=sys.stderr, flush=True)
+    elif in_sweep or not _is_usage(error) or runs.is_ours(where.folder):
+        runs.fail(where.folder, error, traceback.format_exc(), where.about)
+        print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
+
+
+def _is_usage(error: Exception) -> bool:
+    return isinstance(error, MusicnetError) and error.exit_code == MusicnetError.exit_code
 
 
 def _finish_wandb(planned: Plan | None, ended: BaseException | None) -> None:
@@ -154,7 +167,8 @@ def _finish_wandb(planned: Plan | None, ended: BaseException | None) -> None:
         code = getattr(ended, "code", None) or 130
     told = wandb_run.finish(code, f"{type(ended).__name__}: {ended}" if code == 1 else None)
     if told is not None and planned is not None and runs.is_ours(planned.folder):
-        runs.update_status(planned.folder, wandb=told)
+        with contextlib.suppress(OSError):
+            runs.update_status(planned.folder, wandb=told)
 
 
 def main() -> None:

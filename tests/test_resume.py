@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from musicnet_eval import records
-from tests.conftest import TINY, Command
+from musicnet_eval import records, runs
+from tests import fake_runs
+from tests.conftest import TINY, Command, only_run
 
 STOP = """
 import pathlib
@@ -44,6 +45,14 @@ class Stop(Callback):
     def on_test_start(self, trainer, module):
         self._at("test_start", trainer)
 """
+
+
+SLIP = ("+logger.odd._target_=nowhere.Logger",)  # found out when the loggers are made, which changes no signature
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Give what a run folder holds."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def overrides(tones: Path) -> list[str]:
@@ -146,9 +155,42 @@ def test_force_starts_afresh(tones: Path, train: Command, tmp_path: Path, capsys
         "+callbacks.stop.epoch=2",
     )
     assert train(*overrides(tones), *stopping) == 130
+    run = only_run(tmp_path / "runs")
+    kept = (run / "checkpoints/last.ckpt").read_bytes()
+    for force in ((), ("run.force=true",)):  # a slip costs no checkpoint, and leaves no run that says it is running
+        assert train(*overrides(tones), *stopping, *SLIP, *force) == 2
+        assert (records.state(run), (run / "checkpoints/last.ckpt").read_bytes()) == ("failed", kept)
     assert train(*overrides(tones), *stopping, "run.force=true") == 0
     assert (tmp_path / "epochs").read_text() == "0 1 2 0 1 2 3 "
     assert "goes on" not in capsys.readouterr().out
+
+    done = contents(run)
+    assert not (run / runs.EARLIER).exists()
+    for mode, code in (((), 2), (("-m",), 1)):
+        assert train(*mode, *overrides(tones), *stopping, *SLIP, "run.force=true") == code
+        assert "nowhere.Logger" in capsys.readouterr().err
+        assert contents(run) == done
+
+
+@pytest.mark.parametrize("end", ["finish", "fail", "interrupt", "begin"])
+def test_what_a_forced_run_found_goes_when_it_ends(tmp_path: Path, end: str) -> None:
+    run = fake_runs.write_run(tmp_path)
+    record = records.read_result(run)
+    runs.begin(run, record["signature"], "again: true\n", fresh=True)
+    assert (records.state(run), (run / runs.EARLIER / records.RESULT).exists()) == ("running", True)
+    ends = {"finish": (record,), "fail": (RuntimeError("no"), "", {}), "interrupt": (), "begin": (record["signature"], "")}
+    getattr(runs, end)(run, *ends[end])
+    assert not (run / runs.EARLIER).exists()
+    assert records.find_runs([tmp_path]) == [run]
+
+
+def test_a_record_makes_a_run_done_whatever_cannot_be_written_after_it(tmp_path: Path) -> None:
+    record = records.read_result(fake_runs.write_run(tmp_path / "other"))
+    runs.begin(tmp_path / "run", record["signature"], "")
+    (tmp_path / "run" / records.STATUS).unlink()
+    (tmp_path / "run" / records.STATUS).mkdir()  # no file can take its place
+    runs.finish(tmp_path / "run", record)
+    assert records.state(tmp_path / "run") == "done"
 
 
 def test_a_damaged_checkpoint_is_named_and_not_used(
