@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -55,6 +57,20 @@ class Plan:
         """What `failed.json` says of the run beside its error."""
         names = ("signature", "configuration", "choices", "overrides")
         return {name: getattr(self, name) for name in names} | {"config": self.written}
+
+
+class Writable(Callback):
+    """Refuse a single run in a folder that cannot be written, before Hydra makes it and shows its own stack."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        del kwargs
+        folder = Path(config.hydra.run.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            refusal = runs.unwritable(folder, error)
+            print(f"error: {refusal}", file=sys.stderr)
+            raise SystemExit(refusal.exit_code) from None
 
 
 def plan(config: DictConfig) -> Plan:

@@ -10,15 +10,15 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from musicnet_eval import environment, records
 from musicnet_eval.contracts import RunRecord
-from musicnet_eval.errors import AttemptsError, RecordError
+from musicnet_eval.errors import AttemptsError, ConfigError, RecordError
 
 LOCK = ".lock"
 EARLIER = ".earlier"  # hidden from readers: what an attempt that begins anew has found, until it ends
@@ -41,10 +41,32 @@ def is_done(folder: Path, signature: str) -> bool:
         return False
 
 
-def lock(folder: Path) -> FileLock:
-    """Lock a run folder for as long as the run lives, so that two sweeps never write one folder; a kill frees it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / LOCK)
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for as long as the run lives, so that two sweeps never write one; a kill frees it.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    held = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            print(f"waits: another process is at {folder}", flush=True)
+            held.acquire()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    """Say that nothing can be written to a folder of runs."""
+    return ConfigError(f"'{folder}' cannot be written ({error.strerror}). Make room, or give another paths.runs.")
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -41,7 +41,8 @@ def task(config: DictConfig) -> float | None:
             jobs.enrol(planned.folder.parent, planned.overrides, planned.folder.name)
         if (stored := _stored(planned)) is not None:
             return stored
-        runs.forget_failure(unindexed(config).folder)  # an earlier try that could not list its data had another name
+        if (unlisted := unindexed(config).folder) != planned.folder:
+            runs.forget_failure(unlisted)  # an earlier try that could not list its data had another name
         with runs.lock(planned.folder):  # another process may be at it: wait, and take what it has found
             stored = _stored(planned)
             return _live(planned) if stored is None else stored

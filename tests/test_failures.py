@@ -270,3 +270,32 @@ def test_every_batch_draws_its_own_also_while_gradients_are_accumulated(train: C
         (tmp_path / "drawn").unlink()
     expected = [torch.rand(1, generator=torch.Generator().manual_seed((3 * 1009 << 32) + step)).item() for step in range(4)]
     assert drawn[0] == drawn[1] == [repr(value) for value in expected]
+
+
+# --- a disk that takes nothing ------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_that_cannot_be_written_is_said_and_ends_no_sweep(
+    train: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in the place of a file cannot be written by anyone, as nothing can on a full disk."""
+    sweep = ("-m", *small, "data.batch_size=1", "seed=0,1")  # refused before it trains
+    assert train(*sweep) == 1
+    first, _ = records.find_runs([tmp_path / "runs"])
+    (first / records.FAILED).unlink()
+    (first / records.FAILED).mkdir()
+    assert train(*sweep) == 1
+    told = capsys.readouterr()
+    assert told.err.count("its failure could not be recorded") == 1
+    assert told.err.count("2 of 2 runs failed") == 2
+
+    for name in (records.CONFIG, records.FAILED):
+        (tmp_path / "alone" / name).mkdir(parents=True)
+    assert train(*small, "hydra.run.dir=alone") == 1
+    failed, unwritten = capsys.readouterr().err.splitlines()
+    assert failed.startswith("failed: IsADirectoryError")
+    assert unwritten.startswith("its failure could not be recorded")
+    (tmp_path / "file").touch()
+    assert train(*small, "paths.runs=file") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "paths.runs" in said

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from musicnet_eval import records, runs
+from musicnet_eval.errors import ConfigError
 from tests import fake_runs
 from tests.conftest import TINY, Command, only_run
 
@@ -182,6 +185,20 @@ def test_what_a_forced_run_found_goes_when_it_ends(tmp_path: Path, end: str) -> 
     getattr(runs, end)(run, *ends[end])
     assert not (run / runs.EARLIER).exists()
     assert records.find_runs([tmp_path]) == [run]
+
+
+def test_who_waits_for_another_process_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with runs.lock(run):
+        assert capsys.readouterr().out == ""
+    other = (run / runs.LOCK).open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    threading.Timer(0.2, other.close).start()
+    with runs.lock(run):
+        assert capsys.readouterr().out == f"waits: another process is at {run}\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written.*paths\.runs"), runs.lock(tmp_path / "file" / "run"):
+        pass
 
 
 def test_a_record_makes_a_run_done_whatever_cannot_be_written_after_it(tmp_path: Path) -> None:
