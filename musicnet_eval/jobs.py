@@ -6,7 +6,9 @@ The first line is the plan (`started`, `jobs`: the overrides of each); every job
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 from musicnet_eval import records
 
 LEDGER = "sweep.jsonl"
+LEFT_OUT = {name for name in records.NOT_IN_SIGNATURE if "." not in name}  # others may come in by the data's fingerprint
 Key = tuple[str, ...]
+_GROUP = re.compile(r"[.=@/]")  # ends it in an override
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,12 @@ class Ledger:
         Args:
             known: Runs by their own overrides, which may be older than the sweep and are taken as its jobs'.
         """
-        return [job for job in self.jobs if _sorted(job) not in self.runs and _sorted(job) not in known]
+        return [job for job in self.jobs if key(job) not in self.runs and key(job) not in known]
+
+
+def key(overrides: Iterable[Any]) -> Key:
+    """Give what two askings for one run share: the overrides in one order, but those of groups that cannot change its numbers."""
+    return tuple(sorted(each for each in map(str, overrides) if _GROUP.split(each.lstrip("+~"), 1)[0] not in LEFT_OUT))
 
 
 def plan(folder: Path, jobs: Iterable[Sequence[str]]) -> None:
@@ -52,8 +61,10 @@ def plan(folder: Path, jobs: Iterable[Sequence[str]]) -> None:
 def enrol(folder: Path, overrides: Sequence[str], run: str) -> None:
     """Say which run a job is, where its sweep has a ledger."""
     if (folder / LEDGER).is_file():
-        with (folder / LEDGER).open("a", encoding="utf8") as file:  # one short write, which other processes' do not tear
-            file.write(json.dumps({"overrides": list(overrides), "run": run}) + "\n")
+        line = json.dumps({"overrides": list(overrides), "run": run}) + "\n"
+        # One short write, which other processes' do not tear. On a full disk the run itself says so, if there is still one to do.
+        with contextlib.suppress(OSError), (folder / LEDGER).open("a", encoding="utf8") as file:
+            file.write(line)
 
 
 def read(folder: Path) -> Ledger | None:
@@ -70,8 +81,20 @@ def read(folder: Path) -> Ledger | None:
         folder=folder,
         started=str(values[0].get("started", "")),
         jobs=tuple(tuple(map(str, job)) for job in values[0]["jobs"] if isinstance(job, list)),
-        runs={_sorted(value["overrides"]): value["run"] for value in entries},
+        runs={key(value["overrides"]): value["run"] for value in entries},
     )
+
+
+def whole(folder: Path) -> list[Path]:
+    """List the run folders of a folder that hold a record."""
+    return sorted(run for run in folder.iterdir() if (run / records.RESULT).is_file()) if folder.is_dir() else []
+
+
+def unfinished(folder: Path, planned: Iterable[Sequence[str]]) -> int:
+    """Count the jobs of a plan that have no whole run, by files; the ledger's plan may be another sweep's by now."""
+    ledger, known = read(folder), by_overrides(whole(folder))
+    named = {job: folder / run for job, run in ledger.runs.items()} if ledger else {}
+    return sum(records.state(named[job]) != "done" if job in named else job not in known for job in map(key, planned))
 
 
 def common(jobs: Sequence[Sequence[str]]) -> frozenset[str]:
@@ -86,13 +109,9 @@ def by_overrides(runs: Iterable[Path]) -> dict[Key, Path]:
         for name in (records.RESULT, records.FAILED, records.STATUS):
             told = _parsed_file(run / name).get("overrides")
             if isinstance(told, list):
-                known[_sorted(told)] = run
+                known[key(told)] = run
                 break
     return known
-
-
-def _sorted(overrides: Iterable[Any]) -> Key:
-    return tuple(sorted(map(str, overrides)))
 
 
 def _parsed(line: str) -> Any:

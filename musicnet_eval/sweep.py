@@ -9,7 +9,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs
-from musicnet_eval.errors import MusicnetError
+from musicnet_eval.errors import ConfigError, MusicnetError
+from musicnet_eval.launchers.collecting import end_with
 
 # Keys that move runs to another folder: a sweep over one of them has no one folder, and no plan.
 PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "paths.runs"}
@@ -33,6 +36,19 @@ FEW = 8  # jobs that are looked at faster one after the other
 
 _sweep: DictConfig  # whose jobs are looked at
 _loader: ConfigLoader  # which composes them
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Say what went wrong in one line, and leave: Hydra would warn of it, and go on."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        usage = isinstance(error, MusicnetError)
+        print(f"error: {error}" if usage else f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code if isinstance(error, MusicnetError) else 1) from None
 
 
 class SweepTables(Callback):
@@ -44,37 +60,39 @@ class SweepTables(Callback):
 
     def __init__(self) -> None:
         self.folders: set[Path] = set()
-        self.planned = False
         self.done: dict[tuple[str, ...], Path] = {}  # of the planned jobs, those that need not be asked for
-        self.total = 0  # of the others
+        self.planned = 0  # jobs; 0 where only the sweeper knows them
+        self.total = 0  # of them, those that are not done
         self.common: frozenset[str] = frozenset()  # overrides of all
-        self.jobs = 0
-        self.failed = 0
-        self.taken: list[JobReturn] = []
+        self.seen: list[bool] = []  # of each job that began in this process, whether it went well
+        self.taken: list[bool] = []  # the same, of those that a launcher has handed over
         self.masked = False
 
+    @_plainly()
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
-        try:
-            launchers.prepare(config)
-        except MusicnetError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(error.exit_code) from None
+        launchers.prepare(config)
         folder, planned = plans.sweep_folder(config), planned_jobs(config)
         if folder is None or planned is None:
             return
         self.folders.add(folder)
-        likely = done_by_overrides(folder, planned)
+        likely = [] if config.run.force else done_by_overrides(folder, planned)
         print(forecast(folder, planned, len(likely)), flush=True)
-        jobs.plan(folder, planned)
+        refusal = None
+        try:
+            jobs.plan(folder, planned)
+        except OSError as error:  # what is done can be said all the same
+            refusal = ConfigError(f"'{folder}' cannot be written ({error.strerror}). Make room, or give another paths.runs.")
         plans.forget_listings()
-        self.planned, self.done, self.common = True, look_through(config, planned, likely), jobs.common(planned)
-        self.total = len(planned) - len(self.done)
+        self.done, self.common = look_through(config, planned, likely), jobs.common(planned)
+        self.planned, self.total = len(planned), len(self.left(planned))
         for run in self.done.values():
             print(f"done already: {run}", flush=True)
         if not self.total:
             self.on_multirun_end(config)
             raise SystemExit(0)
+        if refusal is not None:
+            raise refusal
 
     def left(self, batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
         """Give those jobs of a sweep that are not done; a sweeper asks before it composes them."""
@@ -87,6 +105,7 @@ class SweepTables(Callback):
         if (folder := plans.sweep_folder(config)) is not None:
             self.folders.add(folder)
         self._mask(config)
+        self.seen.append(False)  # until it ends well
         if self.total > 1:
             asked = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
             own = [each for each in configs.overrides_without_secrets(asked) if each not in self.common]
@@ -94,33 +113,34 @@ class SweepTables(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del kwargs
-        self.jobs += 1
-        self.failed += job_return.status is not JobStatus.COMPLETED or job_return.return_value is None
+        self.seen[-1:] = [_well(job_return)]
         # It goes back to the sweep, from other processes too: two configs for each of ten thousand jobs would not fit in memory.
         job_return.cfg = job_return.hydra_cfg = None
         job_return.working_dir = str(folder) if (folder := plans.sweep_folder(config)) is not None else None
 
     def take(self, returns: Sequence[JobReturn]) -> None:
         """Note the outcomes of jobs that a launcher has run in other processes."""
-        self.taken += returns
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        del kwargs
-        self._mask(config)
-        for told in self.taken:
+        self.taken += map(_well, returns)
+        for told in returns:
             placed = None if told.cfg is None or told.hydra_cfg is None else plans.sweep_folder(told.cfg, told.hydra_cfg)
             if placed is not None:
                 self.folders.add(placed)
             elif told.working_dir is not None:
                 self.folders.add(Path(told.working_dir))
+
+    @_plainly()
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        del kwargs
+        self._mask(config)
         if self.taken and not self.folders and (folder := plans.sweep_folder(config)) is not None:
             self.folders.add(folder)
-        for folder in sorted(self.folders):
-            if _children(folder):
-                _conclude(folder, config)
-        failed, total = self._count()
-        if failed:
-            print(f"{failed} of {total} runs failed; each is named above and under its folder.", file=sys.stderr)
+        written = [_conclude(folder, config) for folder in sorted(self.folders) if _children(folder)]
+        missing, total = self._count(config)
+        if missing:
+            # Where the first failure ends a sweep, there are also jobs that were interrupted, or never begun.
+            how = "are not done" if config.run.on_error == "stop" else "failed"
+            print(f"{missing} of {total} runs {how}; each is named above and under its folder.", file=sys.stderr)
+        if missing or not all(written):
             raise SystemExit(1)
 
     def _mask(self, config: DictConfig) -> None:
@@ -130,14 +150,21 @@ class SweepTables(Callback):
             configs.mask(file)
             self.masked = True
 
-    def _count(self) -> tuple[int, int]:
-        """Count the jobs that failed, and all: as seen here, else by files where there is a plan, else as a launcher told."""
-        if self.jobs or (self.done and not self.total):
-            return self.failed, self.jobs + len(self.done)
-        if self.planned:
-            (folder,) = self.folders
-            return unfinished(folder)
-        return sum(told.status is not JobStatus.COMPLETED or told.return_value is None for told in self.taken), len(self.taken)
+    def _count(self, config: DictConfig) -> tuple[int, int]:
+        """Count the jobs that are not done, and all: as a launcher told, else as seen here, else by the files of their runs."""
+        told = self.taken or self.seen
+        if told or (self.planned and not self.total):
+            total = self.planned or len(told)
+            return total - (self.planned - self.total) - told.count(True), total
+        planned = planned_jobs(config) if self.planned else None
+        if planned is None:
+            return 0, 0
+        (folder,) = self.folders
+        return jobs.unfinished(folder, planned), len(planned)
+
+
+def _well(told: JobReturn) -> bool:
+    return told.status is JobStatus.COMPLETED and told.return_value is not None
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]] | None:
@@ -165,8 +192,8 @@ def planned_jobs(config: DictConfig) -> list[list[str]] | None:
 
 def done_by_overrides(folder: Path, planned: Sequence[Sequence[str]]) -> list[int]:
     """Give the places of jobs with the overrides of a whole run: quick, and true unless a default or the data has changed."""
-    known = jobs.by_overrides(_whole(folder))
-    return [place for place, job in enumerate(planned) if tuple(sorted(job)) in known]
+    known = jobs.by_overrides(jobs.whole(folder))
+    return [place for place, job in enumerate(planned) if jobs.key(job) in known]
 
 
 def look_through(config: DictConfig, planned: Sequence[Sequence[str]], likely: Sequence[int]) -> dict[tuple[str, ...], Path]:
@@ -187,16 +214,21 @@ def look_through(config: DictConfig, planned: Sequence[Sequence[str]], likely: S
     if len(likely) <= FEW or "torch" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
         found += map(_done, likely[1:], asked[1:])  # a process with threads of its own is not to be forked
     else:
-        fork = multiprocessing.get_context("fork")  # what is shared is there without being sent
         # A plugin may end its process; the job itself will say so.
-        with contextlib.suppress(BrokenExecutor), ProcessPoolExecutor(environment.cores(), fork, _look) as pool:
+        with contextlib.suppress(BrokenExecutor), _lookers() as pool:
             found += pool.map(_done, likely[1:], asked[1:])
     return {tuple(job): run for job, run in zip(asked, found, strict=False) if run is not None}
 
 
-def _look() -> None:
-    """Make a forked process ready to look at jobs: Ctrl-C ends it, and what it was born with is no garbage to search through."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _lookers() -> ProcessPoolExecutor:
+    """Give a forked process a core: what is shared is there without being sent."""
+    return ProcessPoolExecutor(environment.cores(), multiprocessing.get_context("fork"), _look, (os.getpid(),))
+
+
+def _look(parent: int) -> None:
+    """Make a forked process ready to look at jobs: it ends with the sweep, and leaves alone what it was born with."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the sweep too, which ends it; the pool must not break before
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     gc.freeze()
 
 
@@ -225,7 +257,7 @@ def forecast(folder: Path, planned: Sequence[Sequence[str]], done: int) -> str:
     text = f"sweep: {len(planned)} jobs, {done} of them done already by their overrides"
     left = len(planned) - done
     seconds, size = [], 0
-    for run in _whole(folder) if left else []:
+    for run in jobs.whole(folder) if left else []:
         with contextlib.suppress(MusicnetError, OSError):
             told = records.read_result(run)["seconds"].get("total")
             seconds.append(float(told or 0))
@@ -236,27 +268,12 @@ def forecast(folder: Path, planned: Sequence[Sequence[str]], done: int) -> str:
     return f"{text}; the rest takes about {minutes:.1f} min and {megabytes:.0f} MB if it is like the {len(seconds)} runs here"
 
 
-def unfinished(folder: Path) -> tuple[int, int]:
-    """Count a planned sweep's jobs that have no whole run, and all of its jobs, by the files of their runs."""
-    ledger = jobs.read(folder)
-    if ledger is None:
-        return 0, 0
-    known = jobs.by_overrides(_whole(folder))
-    named = {key: folder / run for key, run in ledger.runs.items()}
-    keys = [tuple(sorted(job)) for job in ledger.jobs]
-    whole = sum(records.state(named[key]) == "done" if key in named else key in known for key in keys)
-    return len(keys) - whole, len(keys)
-
-
-def _whole(folder: Path) -> list[Path]:
-    return [run for run in _children(folder) if (run / records.RESULT).is_file()]
-
-
 def _children(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _conclude(folder: Path, config: DictConfig) -> None:
+def _conclude(folder: Path, config: DictConfig) -> bool:
+    """Write the tables and the page of a folder; say whether they could be written."""
     from musicnet_eval import leaderboard, report, wandb_sweep
 
     try:
@@ -270,10 +287,14 @@ def _conclude(folder: Path, config: DictConfig) -> None:
                 file.write(made_of)
     except MusicnetError as error:  # no run of the sweep is whole: there is nothing to rank
         print(f"no leaderboard: {error}", file=sys.stderr)
-        return
+        return True
+    except OSError as error:
+        print(f"error: The tables of '{folder}' cannot be written ({error.strerror or error}).", file=sys.stderr)
+        return False
     print(f"report: {page}")
     if (options := _wandb(config)) is not None:
         wandb_sweep.publish(folder, board, page, options)
+    return True
 
 
 def _inputs(folder: Path) -> str:

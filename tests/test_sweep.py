@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +23,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from musicnet_eval import configs, plans, records, sweep
-from musicnet_eval.sweep import unfinished
+from musicnet_eval import configs, jobs, plans, records, sweep
 from tests.conftest import TINY, Command
 
 SMALL = (
@@ -67,8 +71,13 @@ def test_two_by_two_on_the_embedded_data(
         *("leaderboard.md", "leaderboard.csv", "report.html", "sweep.jsonl")
     }
     assert "sweep: 4 jobs, 0 of them done already" in shown.out
-    # What other processes would have to go by, the files, tells the same as what was counted here.
-    assert unfinished(folder) == (2, 4)
+    # What other processes would have to go by, the files, tells the same as what was counted here, whoever has the ledger by now.
+    ledger = jobs.read(folder)
+    assert ledger is not None
+    assert len(ledger.jobs) == 4
+    assert jobs.unfinished(folder, ledger.jobs) == 2
+    jobs.plan(folder, [["seed=9"]])
+    assert jobs.unfinished(folder, ledger.jobs) == 2
     table = (folder / "leaderboard.md").read_text()
     assert "not mended yet" in table
     failed = next(folder.rglob("failed.json"))
@@ -83,7 +92,7 @@ def test_two_by_two_on_the_embedded_data(
     assert told.count("done already: ") == 2
     assert "sweep: 4 jobs, 2 of them done already by their overrides; the rest takes about" in told
     assert "the 2 runs here" in told
-    assert unfinished(folder) == (0, 4)
+    assert jobs.unfinished(folder, ledger.jobs) == 0
     assert {records.state(run) for run in records.find_runs([folder])} == {"done"}
     assert not list(folder.rglob("failed.json"))
     with (folder / "leaderboard.csv").open(newline="") as file:
@@ -108,10 +117,26 @@ def test_data_that_is_missing_fails_its_own_runs_only(train: Command, tones: Pat
     assert {records.state(run) for run in records.find_runs([tmp_path / "runs"])} == {"done"}
 
 
-def test_stop_on_error(train: Command, tones: Path, tmp_path: Path) -> None:
-    overrides = ("data=folder", f"data.root=nowhere,{tones}", "backbone=stats_linear", "run.on_error=stop", *TINY)
+def test_stop_on_error(train: Command, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ("data=folder", f"data.root={tones}", "backbone=nosuchnet,stats_linear", "run.on_error=stop", *TINY)
     assert train("-m", *overrides) == 1
     assert not list(tmp_path.rglob("result.json"))
+    told = capsys.readouterr()
+    assert "2 of 2 runs are not done" in told.err
+    assert "nosuchnet" in (tmp_path / "runs" / tones.name / "leaderboard.md").read_text()
+    assert "[2/2]" not in told.out
+
+
+@pytest.mark.parametrize("swept", ["seed=0,1", "data.name=a,b"])
+def test_a_place_that_cannot_be_written(
+    swept: str, train: Command, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").touch()
+    assert train("-m", "data=folder", f"data.root={tones}", swept, *TINY) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "give another paths.runs" in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -141,12 +166,44 @@ def test_signatures_say_whether_a_sweep_is_finished(
     assert told.count("done already: ") == 2
     assert "[2/2]" not in told  # Hydra's sweeper was not asked
     assert "report: " in told
+    assert train(*overrides, "run.force=true") == 0
+    told = capsys.readouterr().out
+    assert "2 jobs, 0 of them done already" in told
+    assert told.count("done: ") == 2
+    with full_disk():  # what is done by now is said all the same
+        assert train(*overrides) == 1
+    told = capsys.readouterr()
+    assert told.out.count("done already: ") == 2  # also by runs that were asked for with run.force
+    assert "[2/2]" not in told.out
+    assert told.err.count("cannot be written (File too large)") == told.err.count("\n") == 1
+    with full_disk():
+        assert train(*overrides, "+run.note=3", "seed=0,1,2") == 2
+    told = capsys.readouterr()
+    assert told.out.count("done already: ") == 2
+    assert told.err.count("cannot be written (File too large)") == told.err.count("\n") == 1
+    assert train(*overrides, "seed=0,1,0") == 0
+    assert "[" not in capsys.readouterr().out.partition("report: ")[0].partition("done already")[0]
+    assert train(*overrides, "seed=0,1,0", "backbone=stats_linear,nosuchnet") == 1
+    told = capsys.readouterr()
+    assert "[3/3]" in told.out
+    assert "3 of 6 runs failed" in told.err
     shutil.copy(songs / "low/0.wav", songs / "low/more.wav")  # the same overrides, other data
     assert train(*overrides) == 0
     told = capsys.readouterr().out
     assert "2 jobs, 2 of them done already by their overrides" in told
     assert told.count("done: ") == 2
-    assert len(records.find_runs([tmp_path / "runs"])) == 4
+    assert len(list((tmp_path / "runs").rglob(records.RESULT))) == 4
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.slow
@@ -171,7 +228,33 @@ def test_a_longer_finished_sweep_is_looked_through_on_all_cores(train: Command, 
     assert "12 jobs, 10 of them done already by their overrides" in done.stdout
     assert done.stdout.count("done already: ") == 10
     assert [line for line in done.stdout.splitlines() if line.startswith("[")] == ["[1/2] seed=10", "[2/2] seed=11"]
-    assert unfinished(tmp_path / "runs" / tones.name) == (0, 12)
+
+
+def test_who_looks_at_jobs_ends_with_the_sweep(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time\n"
+        "from musicnet_eval import sweep\n"
+        "with sweep._lookers() as pool:\n"
+        "    print(*{pool.submit(os.getpid).result() for _ in range(9)}, flush=True)\n"
+        "    list(pool.map(time.sleep, [float(sys.argv[1])] * 50))\n"
+    )
+
+    def looking(seconds: str) -> tuple[subprocess.Popen[str], list[int]]:
+        asked = [sys.executable, "-c", script, seconds]
+        parent = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+        assert parent.stdout is not None
+        return parent, [int(each) for each in parent.stdout.readline().split()]
+
+    parent, children = looking("0.2")
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    _, said = parent.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said
+    assert "Exception in thread" not in said
+    parent, more = looking("600")
+    parent.kill()
+    parent.communicate(timeout=60)  # they hold its output too
+    for child in children + more:
+        assert not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes()
 
 
 def test_files_that_are_read_once_compose_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

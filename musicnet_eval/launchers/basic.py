@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+
+from musicnet_eval.launchers.collecting import concluded
 
 
 class Grid(BasicSweeper):
@@ -21,3 +24,9 @@ class Grid(BasicSweeper):
             if hasattr(callback, "left"):
                 batches = [callback.left(batch) for batch in batches]
         return [batch for batch in batches if batch]
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs."""
+        assert self.config is not None
+        with concluded(self.hydra_context, self.config):
+            return super().sweep(arguments)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -37,15 +40,51 @@ class Collecting(Launcher):
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        self.hand_over(returns)
+        return returns
+
+    def hand_over(self, returns: Sequence[JobReturn]) -> None:
+        """Tell the callbacks what became of the jobs."""
         assert self.hydra_context is not None
         for callback in self.hydra_context.callbacks.callbacks:
             if hasattr(callback, "take"):
                 callback.take(returns)
-        return returns
 
     @abstractmethod
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs and give the outcome of each, in order."""
+
+
+@contextlib.contextmanager
+def concluded(context: HydraContext | None, config: DictConfig) -> Iterator[None]:
+    """Have a sweep's tables written also where `run.on_error=stop` ends it: Hydra leaves that out after an exception.
+
+    Args:
+        context: Hydra's.
+        config: The sweep's own config.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code == 1 and config.run.on_error == "stop" and context is not None:
+            context.callbacks.on_multirun_end(config=config)
+        raise
+    except OSError as error:  # of what Hydra writes for a sweep: jobs keep theirs to themselves
+        print(f"error: The sweep cannot be written ({error}). Make room, or give another paths.runs.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def end_with(parent: int) -> None:
+    """End this process, by SIGTERM, once the one that started it is gone.
+
+    Args:
+        parent: Process number of that one.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    while True:  # the first one interrupts a run, which ends well; the next one finds the process idle
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
 
 
 def check_jobs(n_jobs: object, *, or_all: bool = False) -> None:

@@ -8,7 +8,6 @@ another job, and then wait for ever.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from omegaconf import DictConfig
 
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.launchers import gpus
-from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, lost
+from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, end_with, lost
 
 
 class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
@@ -111,12 +110,5 @@ class Watched:
             _held.append(lease)
             os.environ[gpus.VISIBLE] = ",".join(lease.devices)
         if os.getpid() != self.parent and not any(thread.name == "sweep-watch" for thread in threading.enumerate()):
-            threading.Thread(target=self._watch, name="sweep-watch", daemon=True).start()
+            threading.Thread(target=end_with, args=(self.parent,), name="sweep-watch", daemon=True).start()
         return self.task(config)
-
-    def _watch(self) -> None:
-        while os.getppid() == self.parent:
-            time.sleep(1)
-        while True:  # the first one interrupts a run, which ends well; the next one finds the worker idle
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(20)

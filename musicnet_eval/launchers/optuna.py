@@ -22,7 +22,7 @@ from hydra_plugins.hydra_optuna_sweeper import optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import environment, plans
-from musicnet_eval.launchers.collecting import Jobs
+from musicnet_eval.launchers.collecting import Jobs, concluded
 
 with warnings.catch_warnings():  # Optuna 2, the one that Hydra's plugin takes, uses names that SQLAlchemy 2 has moved
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -54,8 +54,10 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
         optuna.logging.set_verbosity(logging.WARNING)
         for stale in (self.written, self.results):
             stale.unlink(missing_ok=True)
+        assert self.sweeper.config is not None
         try:
-            super().sweep(arguments)
+            with concluded(self.sweeper.hydra_context, self.sweeper.config):
+                super().sweep(arguments)
         except ValueError as error:  # Optuna's word for a search without one whole trial, and for a space that makes no sense
             print(f"optuna: {error}", file=sys.stderr, flush=True)
             if not self.sweeper.job_idx:
