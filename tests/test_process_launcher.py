@@ -30,6 +30,7 @@ from tests.conftest import TINY, Command
 ODD = """
 import os, pathlib, signal, time
 from lightning.pytorch.callbacks import Callback
+from musicnet_eval import jobs
 
 
 class Odd(Callback):
@@ -44,6 +45,9 @@ class Odd(Callback):
 
     def on_fit_start(self, trainer, module):
         self.note("begin")
+        if self.what == "other":  # another sweep begins in the same folder
+            (ledger,) = pathlib.Path("runs").glob("*/sweep.jsonl")
+            jobs.plan(ledger.parent, [["seed=5"]])
 
     def on_train_epoch_end(self, trainer, module):
         if trainer.current_epoch != 1 or pathlib.Path("mended").exists():
@@ -93,6 +97,7 @@ def test_what_a_job_does_ends_that_job_only(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "first,second")  # no such GPUs are needed: the jobs train on the CPU
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     sweep = [*PROCESS, *asked(tones, tmp_path, "no,kill,leave,raise,other"), "hydra.launcher.gpus_per_job=1"]
+    sweep.append("hydra.sweeper.max_batch_size=3")
     assert train(*sweep) == 1
     folder = tmp_path / "runs" / tones.name
     found = {run: records.state(run) for run in records.find_runs([folder])}
@@ -103,7 +108,7 @@ def test_what_a_job_does_ends_that_job_only(
         assert said in shown.out
         assert said in (folder / "leaderboard.md").read_text()
     assert "+callbacks.odd.what=kill: its process was killed" in shown.out
-    assert "[5/5]" in shown.out
+    assert all(f"[{number}/5]" in shown.out for number in range(1, 6))
     assert (folder / "report.html").is_file()
     assert all("image: 1×32×32" in (run / records.CONSOLE).read_text() for run in found)
 
@@ -227,6 +232,11 @@ def test_verdicts(tmp_path: Path) -> None:
     assert "killed by SIGSEGV" in ended(done, "kill -SEGV $$").verdict(stopping=False)
     assert "record is not where its overrides place it" in ended(done, "true").verdict(stopping=False)
 
+    (run / records.FAILED).unlink()
+    (run / records.FAILED).mkdir()  # what is to be written down has no place, and is told all the same
+    assert "killed by SIGSEGV" in ended(done, "kill -SEGV $$").verdict(stopping=False)
+    (run / records.FAILED).rmdir()
+
     with FileLock(run / ".lock"):  # another process is at the run by now, and its word counts
         fake_runs.write_status(run, "running")
         assert workers.is_locked(run)
@@ -236,6 +246,14 @@ def test_verdicts(tmp_path: Path) -> None:
     assert copied.verdict(stopping=False) == ""
     assert done.metric() == pytest.approx(0.75)
     assert "killed by SIGKILL" in ended(done, "kill -KILL $$").verdict(stopping=False)  # was to do it again, and never began
+
+
+def test_an_error_of_the_sweep_leaves_no_job_behind(tmp_path: Path) -> None:
+    launcher = ProcessLauncher()
+    launcher.running = [Worker(job(tmp_path / "run", "s" * 12), ["sleep", "600"], dict(os.environ), None)]
+    with pytest.raises(OSError, match="full"), launcher._signals():
+        raise OSError("full")
+    assert launcher.running[0].process.wait(60) == -signal.SIGTERM
 
 
 def test_what_is_left_of_a_killed_job_is_ended(tmp_path: Path) -> None:

@@ -70,11 +70,18 @@ class ProcessLauncher(Collecting):
         self.leave: int | None = None  # exit code with which to leave before all jobs are done
         self.returns: dict[int, JobReturn] = {}
         self.folders: set[Path] = set()
-        with self._signals(), Progress(job_overrides, first, self.at_once) as self.progress:
-            self._run()
-        if self.leave is not None:
-            raise SystemExit(self.leave)
-        return [self.returns[number] for number in sorted(self.returns)]
+        with self._signals(), Progress(job_overrides, first, self.at_once, self._total()) as self.progress:
+            leave = self._run()
+        returns = [self.returns[number] for number in sorted(self.returns)]
+        if leave is not None:
+            self.hand_over(returns)
+            raise SystemExit(leave)
+        return returns
+
+    def _total(self) -> int:
+        """Say how many jobs the sweep has in all its batches, as far as a callback knows."""
+        assert self.hydra_context is not None
+        return max((getattr(callback, "total", 0) for callback in self.hydra_context.callbacks.callbacks), default=0)
 
     def _at_once(self) -> int:
         if self.n_jobs is not None and (isinstance(self.n_jobs, bool) or not isinstance(self.n_jobs, int) or self.n_jobs < 1):
@@ -96,8 +103,8 @@ class ProcessLauncher(Collecting):
 
     # --- the jobs -------------------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        """Keep as many jobs running as may be, until all are done or it is time to leave."""
+    def _run(self) -> int | None:
+        """Keep as many jobs running as may be, until all are done or it is time to leave: then give the exit code."""
         asked_to_stop = False
         while True:
             for worker in [worker for worker in self.running if worker.ended()]:
@@ -112,7 +119,7 @@ class ProcessLauncher(Collecting):
             while self.leave is None and len(self.running) < self.at_once and (found := self._next()):
                 self._start(*found)
             if not self.running and (self.leave is not None or not self.aside):
-                return
+                return self.leave
             self.progress.refresh(self.running)
             time.sleep(TICK)
 
@@ -131,6 +138,8 @@ class ProcessLauncher(Collecting):
         try:
             yield
         finally:
+            for worker in self.running:  # whatever went wrong here: none is left behind
+                worker.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -153,14 +162,17 @@ class ProcessLauncher(Collecting):
             job = self._plan(*asked)
             if self._busy(job):
                 self.aside.append(job)
-                self.progress.waits(job)
+                self.progress.waits(job, ours=self._ours(job))
             elif not self._passed_over(job) and (found := self._equipped(job)):
                 return found
         return None
 
     def _busy(self, job: Job) -> bool:
         """Say whether a process, ours or not, is at a job's run now."""
-        return any(worker.job.log == job.log for worker in self.running) or workers.is_locked(job.log.parent)
+        return self._ours(job) or workers.is_locked(job.log.parent)
+
+    def _ours(self, job: Job) -> bool:
+        return any(worker.job.log == job.log for worker in self.running)
 
     def _plan(self, number: int, overrides: Sequence[str]) -> Job:
         """Compose a job's config, and give the job its name and place."""

@@ -23,11 +23,12 @@ class Progress:
         asked: The overrides of each job.
         first: Number of the first one.
         at_once: How many run at once.
+        total: How many there are in all batches, where that is known.
     """
 
-    def __init__(self, asked: Sequence[Sequence[str]], first: int, at_once: int) -> None:
+    def __init__(self, asked: Sequence[Sequence[str]], first: int, at_once: int, total: int = 0) -> None:
         self.common = jobs.common(asked)
-        self.total = first + len(asked)
+        self.total = max(total, first + len(asked))
         self.ended = first
         self.failures = 0
         self.at_once = at_once
@@ -52,9 +53,9 @@ class Progress:
         """Tell that a job's process was started."""
         self._say(f"run: {self._name(job)} → {job.log.parent}")
 
-    def waits(self, job: Job) -> None:
-        """Tell that another process is at a job's run."""
-        self._say(f"waits: {self._name(job)}: another process is at {job.log.parent}")
+    def waits(self, job: Job, *, ours: bool) -> None:
+        """Tell that another process, or another job of this sweep, is at a job's run."""
+        self._say(f"waits: {self._name(job)}: another {'job' if ours else 'process'} is at {job.log.parent}")
 
     def passed_over(self, job: Job) -> None:
         """Tell that a job is done already."""

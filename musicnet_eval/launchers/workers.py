@@ -200,12 +200,16 @@ def _told(folder: Path) -> str:
 
 
 def _mark(planned: Plan, error: TrainingError | None) -> None:
-    """Write down that a run failed, or that it was interrupted before it could say so; not while another process is at it."""
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(Timeout), FileLock(planned.folder / runs.LOCK, timeout=PATIENCE):
-        if (planned.folder / records.RESULT).exists():  # of an earlier attempt, which stays whole
-            return
-        if error is not None:
-            runs.fail(planned.folder, error, f"{type(error).__name__}: {error}\n", planned.about)
-        elif records.state(planned.folder) == "running":
-            runs.interrupt(planned.folder)
+    """Write down that a run failed, or that it was interrupted before it could say so; not while another process is at it.
+
+    Where that cannot be written, as on a full disk, the sweep goes on: it says what it knows of the job itself.
+    """
+    with contextlib.suppress(OSError):  # the lock's Timeout is one too
+        planned.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(planned.folder / runs.LOCK, timeout=PATIENCE):
+            if (planned.folder / records.RESULT).exists():  # of an earlier attempt, which stays whole
+                return
+            if error is not None:
+                runs.fail(planned.folder, error, f"{type(error).__name__}: {error}\n", planned.about)
+            elif records.state(planned.folder) == "running":
+                runs.interrupt(planned.folder)
