@@ -345,12 +345,15 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def state(run: Path) -> str:
-    """Say how a run stands: `done`, `failed`, `running`, `interrupted`, or `unknown` for a damaged status."""
-    if (run / RESULT).exists():
-        return "done"
+    """Say how a run stands: `done` by its record alone, `failed`, `running`, `interrupted`, or `unknown` by damaged files."""
+    with contextlib.suppress(RecordError):
+        if (run / RESULT).exists() and read_result(run):
+            return "done"
     try:
         told = str(read_json(run / STATUS).get("state", "unknown"))
     except RecordError:
         told = "unknown"
+    if told == "done":
+        told = "unknown"  # its record is gone, or cannot be read
     tried_again = told in ("running", "interrupted")  # the earlier failure stays on disk until the run is whole
     return "failed" if (run / FAILED).exists() and not tried_again else told

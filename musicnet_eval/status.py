@@ -22,11 +22,11 @@ from typing import Any
 from musicnet_eval import jobs, records
 from musicnet_eval.errors import MusicnetError, RecordError
 
-DEAD_MINUTES = 10.0
+DEAD_MINUTES = 0.0
 LOSS = "train/segment/loss"
 STATES = ("done", "running", "dead", "interrupted", "failed", "missing", "unknown")
 COLOURS = {"done": "green", "running": "cyan", "dead": "red", "failed": "red", "interrupted": "yellow", "missing": "dim"}
-HEADINGS = ("run", "state", "epoch", "left", "train loss", "val", "heartbeat", "what happened")
+HEADINGS = ("run", "state", "epoch", "left", "train loss", "val", "heartbeat", "note")
 DESCRIPTION = """\
 Show how the runs of a sweep stand, also while it runs and from another terminal.
 
@@ -34,17 +34,17 @@ Reads the files of every run at or below each DIR, and the list of jobs that a s
 (sweep.jsonl); writes nothing."""
 EPILOG = """\
 states:
-  done         result.json is there
+  done         result.json is there, and can be read
   running      with its epoch, the time left by the epochs so far, and the age of its last heartbeat
-  dead         says running, but its last heartbeat is older than --dead-after minutes and its process is gone;
-               of a run on another host nobody here knows: it stays running, with the age of its heartbeat
+  dead         says running, but its process is gone; of a run on another host nobody here knows: it stays
+               running, with the age of its heartbeat
   interrupted  stopped by Ctrl-C or SIGTERM; asked for again it goes on
   failed       with the first line of its error; failed.json holds the rest
   missing      planned by the latest sweep in its folder, not begun; named by its overrides
-  unknown      status.json is damaged
+  unknown      status.json is damaged, or says done of a run whose result.json is gone or damaged
 
 columns:
-  epoch        epochs begun / epochs to do
+  epoch        epochs begun / epochs to do; empty before the first
   left         time of the epochs that are left; validation included, test not
   train loss   of the last whole epoch
   val          the monitored metric, of the last whole epoch
@@ -100,7 +100,7 @@ def collect(folders: Iterable[Path], dead_minutes: float = DEAD_MINUTES, now: da
 
     Args:
         folders: Run folders, or folders above them.
-        dead_minutes: Age of a heartbeat from which a run is looked at closely, minutes.
+        dead_minutes: Age of a heartbeat up to which a run is believed to live, though its process is not found, minutes.
         now: The present time.
 
     Raises:
@@ -129,7 +129,7 @@ def _standing(run: Path, now: datetime, dead_minutes: float) -> Standing:
         message = str(_read(run / records.FAILED).get("error", ""))
     elif state == "running":
         message = f"{status.get('host', '?')}, process {status.get('pid', '?')}"
-        if (heartbeat is None or heartbeat > 60 * dead_minutes) and _gone(status):
+        if (heartbeat is None or heartbeat >= 60 * dead_minutes) and _gone(status):
             state = "dead"
     monitor = _monitor(run) if rows else None
     return Standing(
@@ -208,7 +208,7 @@ def _whole(value: Any) -> int | None:
 def cells(standing: Standing) -> tuple[str, ...]:
     """Write a run's standing for reading, one text under each of `HEADINGS`."""
     s = standing
-    epoch = "" if s.epoch is None else f"{s.epoch + 1}/{'?' if s.epochs is None else s.epochs}"
+    epoch = "" if s.epoch is None or s.epochs is None else f"{s.epoch + 1}/{'?' if s.epochs < 0 else s.epochs}"
     value = "" if s.value is None else f"{s.value:.3f}"
     beat = f"{duration(s.heartbeat_seconds)} ago" if s.state in ("running", "dead") and s.heartbeat_seconds is not None else ""
     return (s.run, s.state, epoch, duration(s.eta_seconds), "" if s.loss is None else f"{s.loss:.4g}", value, beat, s.message)
@@ -255,12 +255,10 @@ def _table(shown: Sequence[Standing]) -> Any:
 
 def lines(shown: Sequence[Standing]) -> list[str]:
     """Write one plain line a run, and one that counts them."""
-    told = []
+    heads, told = [*(f"{heading} " for heading in HEADINGS[1:-1]), ""], []
     for standing in shown:
         name, *rest = map(printable, cells(standing))
-        told.append(
-            f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADINGS[1:], rest, strict=True) if cell.strip())
-        )
+        told.append(f"{name}: " + ", ".join(head + cell for head, cell in zip(heads, rest, strict=True) if cell.strip()))
     return [*told, counted(shown)]
 
 
@@ -296,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     watch = "renew every so many seconds until nothing is running or missing; default: 5; plain lines where there is no terminal"
     parser.add_argument("--watch", metavar="SECONDS", nargs="?", type=_positive, const=5.0, help=watch)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    dead = f"age of a heartbeat from which a run may be dead; default: {DEAD_MINUTES:g}"
+    dead = "age of a heartbeat up to which a run lives though its process is not found, as from another container; default: 0"
     parser.add_argument("--dead-after", metavar="MINUTES", type=_positive, default=DEAD_MINUTES, help=dead)
     return parser
 

@@ -245,7 +245,7 @@ def test_a_killed_run_counts_and_an_interrupted_one_does_not(
         (tmp_path / "signal").write_text(str(int(number)))
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
-    assert "failed 1 times" in done.stderr
+    assert "failed once" in done.stderr
     assert "it was killed" in done.stderr
     assert "AttemptsError" in str(failure(only_run(tmp_path / "runs"))["error"])
 

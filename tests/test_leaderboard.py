@@ -496,6 +496,14 @@ def test_damaged_status_is_named(tmp_path, name):
     assert [run.name for run in leaderboard.collect([tmp_path]).damaged] == ["bad"]
 
 
+def test_a_run_whose_record_is_gone_is_named(tmp_path):
+    (write_run(tmp_path) / "result.json").unlink()
+    write_status(tmp_path / "gone", "done")
+    ((told),) = leaderboard.collect([tmp_path]).damaged
+    assert told.name == "gone"
+    assert "gone/result.json' does not exist" in told.message
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_a_run_without_the_number_is_listed_never_averaged(tmp_path, value):
     write_run(tmp_path, 15)

@@ -262,6 +262,18 @@ def test_state_of_each_kind_of_run(tmp_path):
     assert records.state(tmp_path) == "unknown"
 
 
+@pytest.mark.parametrize("content", ["", "{", "{}", None])
+def test_done_is_what_has_a_record_that_can_be_read(tmp_path, content):
+    run = write_run(tmp_path)
+    write_status(run, "done")
+    (run / records.RESULT).unlink()
+    if content is not None:
+        (run / records.RESULT).write_text(content)
+    assert records.state(run) == "unknown"
+    write_status(run, "running")
+    assert records.state(run) == "running"
+
+
 @pytest.mark.parametrize("again", ["running", "interrupted"])
 def test_a_failed_run_tried_again_is_what_it_is_now(tmp_path, again):
     run = write_failed(tmp_path / "run")

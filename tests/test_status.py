@@ -46,7 +46,7 @@ def gone() -> int:
     ("seconds", "elsewhere", "ended", "state"),
     [
         (5, False, False, "running"),
-        (5, False, True, "running"),  # a fresh heartbeat is believed
+        (5, False, True, "dead"),  # killed just now
         (3600, False, False, "running"),  # the process is there: it decodes, say
         (3600, False, True, "dead"),
         (3600, True, True, "running"),  # nothing is known of another host's processes
@@ -55,8 +55,10 @@ def gone() -> int:
 def test_dead_or_alive(tmp_path: Path, gone: int, seconds: float, elsewhere: bool, ended: bool, state: str) -> None:
     fields = ({"host": "elsewhere"} if elsewhere else {}) | ({"pid": gone} if ended else {})
     running(tmp_path / "run", seconds, **fields)
-    (shown,) = status.collect([tmp_path], dead_minutes=10, now=NOW)
+    (shown,) = status.collect([tmp_path], now=NOW)
     assert (shown.state, shown.heartbeat_seconds) == (state, seconds)
+    patient = "running" if seconds == 5 else state
+    assert status.collect([tmp_path], dead_minutes=10, now=NOW)[0].state == patient
 
 
 def test_time_left(tmp_path: Path) -> None:
@@ -65,7 +67,9 @@ def test_time_left(tmp_path: Path) -> None:
     running(tmp_path / "run", 1, **told)
     (shown,) = status.collect([tmp_path], now=NOW)
     assert shown.eta_seconds == 6 * 60 - 30
-    assert "epoch 5/10, left 6 min" in status.lines([shown])[0]
+    assert f"epoch 5/10, left 6 min, heartbeat 1 s ago, {socket.gethostname()}, process" in status.lines([shown])[0]
+    running(tmp_path / "run", 1)  # no epoch has begun
+    assert "epoch" not in status.lines(status.collect([tmp_path], now=NOW))[0]
     running(tmp_path / "run", 1, **told | {"epoch_started": ago(600)})  # an epoch that takes longer than the others
     assert status.collect([tmp_path], now=NOW)[0].eta_seconds == 5 * 60
     running(tmp_path / "run", 1, **told | {"seconds_per_epoch": None})
@@ -80,6 +84,7 @@ def test_every_state_and_every_format(tmp_path: Path, capsys: pytest.CaptureFixt
     fake_runs.write_failed(tmp_path / "broken", "RuntimeError: \x1b[31mno\nmore")
     fake_runs.write_status(tmp_path / "stopped", "interrupted")
     records.write_text(tmp_path / "torn" / records.STATUS, '{"state": "run')
+    fake_runs.write_status(tmp_path / "lost", "done")  # its record is gone
     jobs.plan(tmp_path, [["seed=0"], ["seed=1"], ["seed=2", "backbone=x"]])
     jobs.enrol(tmp_path, ["seed=1"], "broken")
     assert status.main([str(tmp_path), "--format", "json"]) == 1
@@ -89,14 +94,15 @@ def test_every_state_and_every_format(tmp_path: Path, capsys: pytest.CaptureFixt
         "broken": "failed",
         "stopped": "interrupted",
         "torn": "unknown",
+        "lost": "unknown",
         "seed=2 backbone=x": "missing",
     }
     (row,) = (row for row in shown if row["state"] == "done")
     assert (row["monitor"], row["value"], row["loss"]) == ("val/song/accuracy", 0.75, pytest.approx(0.2))
     assert status.main([str(tmp_path)]) == 1
     text = capsys.readouterr().out
-    assert "broken: state failed, what happened RuntimeError: \\x1b[31mno\\x0amore" in text
-    assert text.splitlines()[-1] == "1 done, 1 interrupted, 1 failed, 1 missing, 1 unknown"
+    assert "broken: state failed, RuntimeError: \\x1b[31mno\\x0amore" in text
+    assert text.splitlines()[-1] == "1 done, 1 interrupted, 1 failed, 1 missing, 2 unknown"
     (tmp_path / "broken" / records.FAILED).unlink()
     fake_runs.write_status(tmp_path / "broken", "interrupted")
     assert status.main([str(tmp_path)]) == 0

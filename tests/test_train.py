@@ -207,8 +207,12 @@ def test_a_group_in_two_splits_is_refused_or_marked(
     overrides = ("data=csv", "data.manifest=songs.csv", f"data.root={tones}", "backbone=stats_linear", *TINY)
     assert train(*overrides) == 2
     assert "'elvis' in test and train and val" in capsys.readouterr().err
-    assert train(*overrides, "data.allow_group_overlap=true") == 0
-    assert result(only_run(tmp_path))["facts"]["leaky"] is True
+    assert train(*overrides, "data.allow_group_overlap=true", "++trainer.limit_test_batches=1") == 0
+    run = only_run(tmp_path)
+    assert result(run)["facts"]["leaky"] is True
+    tested = sum(row.split == "test" for row in records.read_predictions(run))
+    assert tested < result(run)["facts"]["tracks"]["test"]
+    assert f"on {tested} songs" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -238,7 +238,9 @@ def _read(folder: Path, name: str, board: Board) -> Run | None:
     """Read a finished run, or list on the board why there is none."""
     state = records.state(folder)
     try:
-        if state == "done":
+        if state in ("done", "unknown"):
+            if not (folder / records.RESULT).exists():
+                records.read_json(folder / records.STATUS)  # it may be what is damaged; else the record that it speaks of is gone
             record = records.read_result(folder)
         elif state == "failed":
             message = str(records.read_json(folder / records.FAILED).get("error") or "no message")
