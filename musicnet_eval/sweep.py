@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs
-from musicnet_eval.errors import ConfigError, MusicnetError
+from musicnet_eval.errors import MusicnetError
 from musicnet_eval.launchers.collecting import end_with
 
 # Keys that move runs to another folder: a sweep over one of them has no one folder, and no plan.
@@ -82,7 +82,7 @@ class SweepTables(Callback):
         try:
             jobs.plan(folder, planned)
         except OSError as error:  # what is done can be said all the same
-            refusal = ConfigError(f"'{folder}' cannot be written ({error.strerror}). Make room, or give another paths.runs.")
+            refusal = runs.unwritable(folder, error)
         plans.forget_listings()
         self.done, self.common = look_through(config, planned, likely), jobs.common(planned)
         self.planned, self.total = len(planned), len(self.left(planned))

@@ -9,6 +9,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -70,8 +71,9 @@ def concluded(context: HydraContext | None, config: DictConfig) -> Iterator[None
             context.callbacks.on_multirun_end(config=config)
         raise
     except OSError as error:  # of what Hydra writes for a sweep: jobs keep theirs to themselves
-        print(f"error: The sweep cannot be written ({error}). Make room, or give another paths.runs.", file=sys.stderr)
-        raise SystemExit(2) from None
+        refusal = runs.unwritable(Path(config.hydra.sweep.dir), error)
+        print(f"error: {refusal}", file=sys.stderr)
+        raise SystemExit(refusal.exit_code) from None
 
 
 def end_with(parent: int) -> None:
