@@ -20,6 +20,7 @@ from musicnet_eval import configs, ranks, records
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
+from musicnet_eval.pipes import ends_with_reader
 from musicnet_eval.recipes import filled
 
 SPLITS = ("val", "test")
@@ -229,6 +230,7 @@ def _print(metrics: dict[str, float]) -> None:
     Console().print(table)
 
 
+@ends_with_reader
 def main(argv: list[str] | None = None) -> int:
     """Run the command `musicnet-evaluate`."""
     parser = argparse.ArgumentParser(

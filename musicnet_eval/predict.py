@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from musicnet_eval import configs, records
 from musicnet_eval.errors import AudioError, MusicnetError, RecordError
+from musicnet_eval.pipes import ends_with_reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,6 +184,7 @@ def predict(run: Path, audio: Sequence[Path], form: str, plugins: Sequence[str])
     return 2 if bad else 0
 
 
+@ends_with_reader
 def main(argv: list[str] | None = None) -> int:
     """Run the command `musicnet-predict`."""
     parser = argparse.ArgumentParser(

@@ -21,6 +21,7 @@ from typing import Any
 
 from musicnet_eval import jobs, records
 from musicnet_eval.errors import MusicnetError, RecordError
+from musicnet_eval.pipes import ends_with_reader
 
 DEAD_MINUTES = 0.0
 LOSS = "train/segment/loss"
@@ -265,6 +266,7 @@ def lines(shown: Sequence[Standing]) -> list[str]:
 # --- the command --------------------------------------------------------------------------------------------------------------
 
 
+@ends_with_reader
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `musicnet-status` and give its exit code."""
     options = _parser().parse_args(arguments)

@@ -14,6 +14,7 @@ from musicnet_eval import __version__, configs, records
 from musicnet_eval.contracts import Track
 from musicnet_eval.datasets import PROTOCOLS, assign_splits, fingerprint, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError, nearest
+from musicnet_eval.pipes import ends_with_reader
 
 if TYPE_CHECKING:
     from musicnet_eval.audit.listen import Heard
@@ -45,6 +46,7 @@ exit codes:
   130  interrupted by Ctrl-C"""
 
 
+@ends_with_reader
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `musicnet-audit` and give its exit code."""
     lines = argparse.RawDescriptionHelpFormatter
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("musicnet-audit: interrupted; nothing was written", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise  # nobody reads: no file of the audit's is wrong
     except OSError as error:
         print(f"musicnet-audit: '{error.filename}' cannot be written ({error.strerror}). Give another --out.", file=sys.stderr)
         return MusicnetError.exit_code

@@ -11,6 +11,7 @@ from musicnet_eval import records
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.leaderboard.board import METRIC, Board, collect
 from musicnet_eval.leaderboard.tables import show, to_csv, to_json, to_latex, to_markdown, to_terminal
+from musicnet_eval.pipes import ends_with_reader
 
 FORMATS = {"terminal": to_terminal, "md": to_markdown, "csv": to_csv, "latex": to_latex, "json": to_json}
 DESCRIPTION = """\
@@ -45,6 +46,7 @@ exit codes:
   2  no finished run, a DIR that does not exist, or a metric, --by or --baseline that fits none"""
 
 
+@ends_with_reader
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `musicnet-leaderboard` and give its exit code."""
     parser = argparse.ArgumentParser(

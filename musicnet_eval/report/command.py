@@ -10,6 +10,7 @@ from pathlib import Path
 from musicnet_eval import leaderboard, records
 from musicnet_eval.errors import MusicnetError, RecordError
 from musicnet_eval.leaderboard.command import aside, nothing
+from musicnet_eval.pipes import ends_with_reader
 from musicnet_eval.report import latex
 from musicnet_eval.report.page import render
 
@@ -33,6 +34,7 @@ exit codes:
   2  no finished run, a DIR that does not exist, or a metric that no run has"""
 
 
+@ends_with_reader
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `musicnet-report` and give its exit code."""
     lines = argparse.RawDescriptionHelpFormatter
