@@ -137,9 +137,10 @@ class SweepTables(Callback):
         written = [_conclude(folder, config) for folder in sorted(self.folders) if _children(folder)]
         missing, total = self._count(config)
         if missing:
-            # Where the first failure ends a sweep, there are also jobs that were interrupted, or never begun.
-            how = "are not done" if config.run.on_error == "stop" else "failed"
-            print(f"{missing} of {total} runs {how}; each is named above and under its folder.", file=sys.stderr)
+            how = "failed; each is named above and under its folder"
+            if config.run.on_error == "stop":  # others were interrupted, or never begun
+                how = "are not done; the first failure, named above, has ended the sweep"
+            print(f"{missing} of {total} runs {how}.", file=sys.stderr)
         if missing or not all(written):
             raise SystemExit(1)
 
