@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,11 @@ def collect(folders: Iterable[Path], dead_minutes: float = DEAD_MINUTES, now: da
     shown = [_standing(run, moment, dead_minutes) for run in found]
     ledgers = sorted({path.parent.resolve() for folder in given for path in folder.rglob(jobs.LEDGER)})
     for ledger in filter(None, map(jobs.read, ledgers)):
-        known = jobs.by_overrides(run for run in found if run.parent == ledger.folder)
-        shown += [Standing(run=" ".join(job), state="missing") for job in ledger.unbegun(known)]
+        here = {run.name: run for run in found if run.parent == ledger.folder}
+        # A job is enrolled before it begins: one that could not, on a full disk say, has no file to be found by.
+        begun = replace(ledger, runs={job: run for job, run in ledger.runs.items() if run in here})
+        missing = begun.unbegun(jobs.by_overrides(here.values()))
+        shown += [Standing(run=" ".join(job), state="missing") for job in missing]
     return shown
 
 

@@ -85,8 +85,11 @@ def test_every_state_and_every_format(tmp_path: Path, capsys: pytest.CaptureFixt
     fake_runs.write_status(tmp_path / "stopped", "interrupted")
     records.write_text(tmp_path / "torn" / records.STATUS, '{"state": "run')
     fake_runs.write_status(tmp_path / "lost", "done")  # its record is gone
-    jobs.plan(tmp_path, [["seed=0"], ["seed=1"], ["seed=2", "backbone=x"]])
+    jobs.plan(tmp_path, [["seed=0"], ["seed=1"], ["seed=2", "backbone=x"], ["seed=3"]])
     jobs.enrol(tmp_path, ["seed=1"], "broken")
+    jobs.enrol(tmp_path, ["seed=3"], "empty")  # on a full disk it got no further than its folder
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/.lock").touch()
     assert status.main([str(tmp_path), "--format", "json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert {Path(row["run"]).name: row["state"] for row in shown} == {
@@ -96,13 +99,14 @@ def test_every_state_and_every_format(tmp_path: Path, capsys: pytest.CaptureFixt
         "torn": "unknown",
         "lost": "unknown",
         "seed=2 backbone=x": "missing",
+        "seed=3": "missing",
     }
     (row,) = (row for row in shown if row["state"] == "done")
     assert (row["monitor"], row["value"], row["loss"]) == ("val/song/accuracy", 0.75, pytest.approx(0.2))
     assert status.main([str(tmp_path)]) == 1
     text = capsys.readouterr().out
     assert "broken: state failed, RuntimeError: \\x1b[31mno\\x0amore" in text
-    assert text.splitlines()[-1] == "1 done, 1 interrupted, 1 failed, 1 missing, 2 unknown"
+    assert text.splitlines()[-1] == "1 done, 1 interrupted, 1 failed, 2 missing, 2 unknown"
     (tmp_path / "broken" / records.FAILED).unlink()
     fake_runs.write_status(tmp_path / "broken", "interrupted")
     assert status.main([str(tmp_path)]) == 0
