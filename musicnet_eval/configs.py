@@ -296,7 +296,9 @@ def build(node: Any, what: str, **facts: Any) -> Any:
         key = inner.group(1) if inner else what
         target = named.group(1) if named else node["_target_"]
         reason = " ".join(str(cause).split())[:400]
-        raise ConfigError(f"{key} cannot be made from {target} ({type(cause).__name__}: {reason}). Mend {key}.*") from error
+        # A name may be wrong, or right and what it imports broken: torch and torchaudio of different CUDA versions, say.
+        remedy = f"{key}._target_, or the installed packages." if str(error).startswith("Error locating target") else f"{key}.*"
+        raise ConfigError(f"{key} cannot be made from {target} ({type(cause).__name__}: {reason}). Mend {remedy}") from error
 
 
 def check_stored(config: Mapping[str, Any], plugins: Sequence[str]) -> None:

@@ -115,6 +115,17 @@ def test_callbacks_and_trainers_build(choice: str) -> None:
         assert configs.build(config["trainer"], "trainer", **facts).max_epochs == 20
 
 
+def test_a_target_that_cannot_be_imported_is_told_from_one_that_cannot_be_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_installation.py").write_text('raise RuntimeError("compiled with different CUDA versions")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"CUDA versions\)\. Mend loss\._target_, or the installed packages\."):
+        configs.build({"_target_": "broken_installation.Loss"}, "loss")
+    with pytest.raises(ConfigError, match=r"no_such\S*\)\. Mend optimizer\.\*$"):
+        configs.build({"_target_": "torch.optim.Adam", "no_such": 1}, "optimizer", params=[torch.zeros(1)])
+
+
 def test_the_trainer_has_lightnings_own_arguments_only() -> None:
     import lightning
 
