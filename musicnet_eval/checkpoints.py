@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,18 @@ class AtomicCheckpoints(TorchCheckpointIO):
         # `last` is written each epoch and only saves time after a kill: waiting for the disk would cost 5 % of a 10 s epoch.
         with records.replacing(Path(path), durable=Path(path) != runs.last_checkpoint(Path(path).parent.parent)) as temporary:
             torch.save(checkpoint, temporary)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Know the best epoch also where the run's folder has been moved since: Lightning's own forgets it there."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        paths = {name: self._here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        scores = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
 
 class StepCheckpoints(Checkpoint):
@@ -138,6 +151,32 @@ def checkpoints(
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=lean, **common)
-    last = ModelCheckpoint(filename="last", monitor=None, save_top_k=1, save_on_train_epoch_end=True, **common)
+    best = MovableCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=lean, **common)
+    last = MovableCheckpoint(filename="last", monitor=None, save_top_k=1, save_on_train_epoch_end=True, **common)
     return [best, last, StepCheckpoints(folder, every_n_steps)]
+
+
+def can_go_on(last: Path) -> bool:
+    """Say whether a run can go on from a checkpoint: it and those that it calls the best so far are as they were written.
+
+    Args:
+        last: The run's `last.ckpt`.
+    """
+    loaded = _whole(last)
+    if loaded is None:
+        return False
+    states = [state for state in loaded.get("callbacks", {}).values() if isinstance(state, dict)]
+    named = {Path(state["best_model_path"]).name for state in states if state.get("best_model_path")} - {last.name}
+    return all(_whole(last.parent / name) is not None for name in named)
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """Load one of Lightning's checkpoints if every byte is as it was written, which torch does not check; None if not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever the damage makes of it
+        return None
+    return loaded if isinstance(loaded, dict) and "pytorch-lightning_version" in loaded else None

@@ -21,7 +21,7 @@ from typing import Any, cast
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from musicnet_eval.environment import SECRET, without_held_secrets
+from musicnet_eval.environment import SECRET, without_held_secrets, without_logins
 from musicnet_eval.environment import without_secrets as _without_values
 from musicnet_eval.errors import ConfigError, MusicnetError, RecordError
 
@@ -124,8 +124,8 @@ def _missing(value: Any, key: str = "") -> Iterator[str]:
 def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a resolved config for writing down, with `***` in place of anything that smells of a secret.
 
-    That is: a value whose key says so, one read from an environment variable whose name says so, and one that equals such a
-    variable's value.
+    That is: a value whose key says so, one read from an environment variable whose name says so, one that holds such a
+    variable's value, and a login in an address.
 
     Args:
         config: As composed, which tells what came from an environment variable.
@@ -142,7 +142,9 @@ def without_secrets(config: DictConfig, values: Mapping[str, Any]) -> dict[str, 
         from_env = isinstance(raw, str) and any(SECRET.search(name) for name in _ENV.findall(raw))
         named = isinstance(value, str) and bool(SECRET.search(key))
         held = isinstance(value, str) and any(secret in value for secret in secrets)
-        return "***" if from_env or named or held else value
+        if from_env or named or held:
+            return "***"
+        return without_logins(value) if isinstance(value, str) else value
 
     raw = OmegaConf.to_container(config, resolve=False)
     return cast(dict[str, Any], masked("", raw, dict(values)))

@@ -12,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential)")  # what a key or variable is called that holds one
+# What a key or variable is called that holds one; the shell's PWD and SSH_AUTH_SOCK do not.
+SECRET = re.compile(r"(?i)(api_?key|_key$|token|secret|passw|credential|webhook|dsn$|_pwd$|(^|[_.])(auth|pat)$)")
+_LOGIN = re.compile(r"://[^\s/:@]*:[^\s/@]+@")  # name and password in an address
 _HELD = re.compile(  # such a key inside a value, `{api_key:…}`, and what it holds
     r"""(?i)([\w.]*(?:api_?key|_key(?=["'\s:=])|token|secret|passw|credential)\w*["']?\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,}\]]+)"""
 )
@@ -127,9 +129,17 @@ def without_held_secrets(text: str) -> str:
     return _HELD.sub(r"\1***", text)
 
 
+def without_logins(text: str) -> str:
+    """Put `***` in place of name and password in addresses: `postgres://***@host/base`."""
+    return _LOGIN.sub("://***@", text)
+
+
 def without_secrets(text: str) -> str:
-    """Put `***` in place of the values of environment variables whose name says that they are secret, from 8 characters on."""
+    """Put `***` in place of logins in addresses, and of the values of environment variables that their names call secret.
+
+    Values below 8 characters stay: they could be anything.
+    """
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= 8:
             text = text.replace(value, "***")
-    return text
+    return without_logins(text)

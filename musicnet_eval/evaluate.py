@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from musicnet_eval import configs, ranks, records
+from musicnet_eval import configs, ranks, records, runs
 from musicnet_eval.contracts import RunRecord, Track
 from musicnet_eval.datasets import assign_splits, fingerprint, split_settings
 from musicnet_eval.errors import ConfigError, DataError, MusicnetError, RecordError
@@ -136,7 +136,7 @@ def evaluate(run: Path, overrides: list[str]) -> Path:
         raise DataError("The data has one label a song and the run was trained on several, or the other way round. Mend data.*.")
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     model = configs.build(config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
-    load_weights(model, run / "checkpoints" / "best.ckpt")
+    load_weights(model, runs.best_checkpoint(run))
     model.temperature = record["facts"].get("temperature") or 1.0
     node = config["trainer"]
     if ranks.several(node):  # a run on several devices is evaluated on one

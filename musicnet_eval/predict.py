@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musicnet_eval import configs, records
+from musicnet_eval import configs, records, runs
 from musicnet_eval.errors import AudioError, MusicnetError, RecordError
 from musicnet_eval.pipes import ends_with_reader
 
@@ -123,7 +123,7 @@ def load_run(folder: Path | str, plugins: Sequence[str] = ()) -> LoadedRun:
         hint = f" The run was trained with plugins={stored}: name them, if you trust them." if set(stored) - set(plugins) else ""
         raise RecordError(f"{error}{hint}") from None
     head = partial(fit_head, network, config["backbone"], tuple(shape))
-    load_weights(network, run / "checkpoints" / "best.ckpt", prefix="backbone.", fit=head)
+    load_weights(network, runs.best_checkpoint(run), prefix="backbone.", fit=head)
     spectrogram = configs.build(front, "spectrogram")
     if record["facts"].get("band_statistics"):
         spectrogram.learn(record["facts"]["band_statistics"])

@@ -69,9 +69,22 @@ def unwritable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"'{folder}' cannot be written ({error.strerror}). Make room, or give another paths.runs.")
 
 
+def keep_checkpoints(folder: Path, which: str) -> None:
+    """Remove the checkpoints of a whole run that are not to be kept: `none`, `best` or `all` are."""
+    if which != "all":
+        last_checkpoint(folder).unlink(missing_ok=True)
+    if which == "none":
+        best_checkpoint(folder).unlink(missing_ok=True)
+
+
 def last_checkpoint(folder: Path) -> Path:
     """Name the checkpoint from which a run that was cut short goes on."""
     return folder / "checkpoints" / "last.ckpt"
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """Name the checkpoint of a run's best epoch by the monitored metric."""
+    return folder / "checkpoints" / "best.ckpt"
 
 
 def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False, max_attempts: int | None = None) -> int:
@@ -92,6 +105,8 @@ def begin(folder: Path, signature: str, config_yaml: str, *, fresh: bool = False
         AttemptsError: That many have.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for half in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):  # what a kill left of a file that was being written
+        half.unlink(missing_ok=True)
     before = _earlier(folder)
     attempt = int(before.get("attempt", 0)) + 1
     anew = fresh or before.get("signature") != signature or (folder / records.RESULT).exists()
@@ -223,9 +238,10 @@ def fail(folder: Path, error: BaseException, traceback: str, about: Mapping[str,
 
 
 def interrupt(folder: Path) -> None:
-    """Mark a run that a signal stopped."""
+    """Mark a run that a signal stopped, unless its record was written just before."""
     _remove(folder / EARLIER)
-    update_status(folder, state="interrupted")
+    if not (folder / records.RESULT).exists():
+        update_status(folder, state="interrupted")
 
 
 def forget_failure(folder: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
 
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import configs, environment, jobs, ranks, records, runs, wandb_run
+from musicnet_eval.contracts import RunRecord
 from musicnet_eval.datasets import planted
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.plans import Plan, plan, sweeping, unindexed
@@ -79,30 +81,33 @@ def _stored(planned: Plan) -> float | None:
 def _live(planned: Plan) -> float | None:
     print(f"run: {planned.title} → {planned.folder}", flush=True)
     text, asked = OmegaConf.to_yaml(OmegaConf.create(planned.written)), planned.config["run"]
-    runs.begin(planned.folder, planned.signature, text, fresh=asked["force"], max_attempts=asked["max_attempts"])
-    runs.update_status(planned.folder, overrides=planned.overrides)
-    if planned.faults:
-        records.write_text(planned.folder / records.PLANTED, planted.to_csv(planned.faults))
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        from musicnet_eval.failures import fit_in_memory
-        from musicnet_eval.training import fit
-
-        record = fit_in_memory(lambda config: fit(replace(planned, config=config)), planned.config, planned.folder)
-    except MusicnetError as error:
-        if _is_usage(error):  # a slip costs no earlier record
-            runs.take_back(planned.folder)
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    runs.finish(planned.folder, record)
+    with _leaving():
+        runs.begin(planned.folder, planned.signature, text, fresh=asked["force"], max_attempts=asked["max_attempts"])
+        runs.update_status(planned.folder, overrides=planned.overrides)
+        if planned.faults:
+            records.write_text(planned.folder / records.PLANTED, planted.to_csv(planned.faults))
+        record = _fitted(planned)
+        runs.finish(planned.folder, record)
+        runs.keep_checkpoints(planned.folder, asked["keep_checkpoints"])  # not before the record that stands for them is there
     _say_where_time_went(record["throughput"])
     songs = sum(row.split == "test" for row in records.read_predictions(planned.folder))
     print(
         f"done: {OBJECTIVE} {record['metrics'][OBJECTIVE]:.3f} on {songs} songs, {record['seconds']['total']:.0f} s", flush=True
     )
     return record["metrics"].get(planned.config["monitor"])
+
+
+def _fitted(planned: Plan) -> RunRecord:
+    """Train and test; a slip costs no earlier record."""
+    from musicnet_eval.failures import fit_in_memory
+    from musicnet_eval.training import fit
+
+    try:
+        return fit_in_memory(lambda config: fit(replace(planned, config=config)), planned.config, planned.folder)
+    except MusicnetError as error:
+        if _is_usage(error):
+            runs.take_back(planned.folder)
+        raise
 
 
 def _take_part(config: DictConfig) -> None:
@@ -128,10 +133,20 @@ def _say_where_time_went(throughput: dict[str, float]) -> None:
         print(time_row(throughput), flush=True)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Leave with the signal's own exit code, 130 or 143; Lightning alone would leave with 1 and 0."""
-    del frame
-    raise SystemExit(128 + number)
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """Leave at SIGINT and SIGTERM with the signal's own exit code, 130 or 143; Lightning alone would leave with 1 and 0."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, in_sweep: bool) -> None:

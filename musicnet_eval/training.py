@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-import zipfile
 from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
@@ -33,7 +32,7 @@ def fit(planned: Plan) -> RunRecord:
     planned, recipe, data, model, trainer, watching = _ready(planned)
     check_several(planned.config, trainer, shared=HydraConfig.get().mode is RunMode.MULTIRUN)
     tuned = tune(planned.config["tune"], model, data, partial(make_trainer, planned.config["trainer"]), planned.folder)
-    last, best = _cut_short_at(planned.folder), planned.folder / "checkpoints" / "best.ckpt"
+    last, best = _cut_short_at(planned.folder), runs.best_checkpoint(planned.folder)
     clock.append(time.perf_counter())
     with _team(planned, trainer):
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
@@ -74,7 +73,6 @@ def fit(planned: Plan) -> RunRecord:
     for logger in trainer.loggers:
         if hasattr(logger, "conclude"):
             logger.conclude(record, data)
-    _keep(planned.folder, planned.config["run"]["keep_checkpoints"])
     return record
 
 
@@ -123,7 +121,7 @@ def _tested(planned: Plan, data: Any, model: Any, trainer: Any) -> tuple[Any, di
     metrics = dict(model.last_training)
     if shards(trainer):  # what has been trained is in pieces
         model = configs.build(planned.config["model"], "model", facts=data.facts, num_songs=len(data.tracks))
-    load_weights(model, planned.folder / "checkpoints" / "best.ckpt")
+    load_weights(model, runs.best_checkpoint(planned.folder))
     if model.calibration != "none":
         metrics |= calibrate(trainer, model, data)
     found, predictions = score(trainer, model, data)
@@ -137,11 +135,14 @@ def _tested(planned: Plan, data: Any, model: Any, trainer: Any) -> tuple[Any, di
 
 def _cut_short_at(folder: Path) -> str | None:
     """Name the checkpoint from which a run goes on, if it was cut short."""
+    from musicnet_eval.checkpoints import can_go_on
+
     last = runs.last_checkpoint(folder)
-    if last.is_file() and not zipfile.is_zipfile(last):
-        print(f"{last} is damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
-        last.unlink()
     if not last.is_file():
+        return None
+    if not can_go_on(last):
+        print(f"checkpoints in {last.parent} are damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
+        last.unlink()
         return None
     print(f"goes on from {last}", flush=True)
     return str(last)
@@ -222,10 +223,3 @@ def _loggers(planned: Plan) -> Any:
         logger.log_hyperparams(planned.written)
         made.append(logger)
     return made or False
-
-
-def _keep(folder: Path, keep: str) -> None:
-    if keep != "all":
-        (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
-    if keep == "none":
-        (folder / "checkpoints" / "best.ckpt").unlink(missing_ok=True)

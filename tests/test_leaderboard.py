@@ -164,6 +164,16 @@ def test_a_run_found_twice_counts_once_and_is_named(tmp_path):
     assert [(listed.name, listed.message) for listed in board.duplicates] == [("zz-copy", f"the same run as {run.name}")]
 
 
+def test_data_sets_that_share_names_and_labels_are_no_copies(tmp_path):
+    clean = write_run(tmp_path / "clean", 15, data="clean")
+    noisy = write_run(tmp_path / "noisy", 12, data="noisy")
+    record = records.read_json(noisy / "result.json")
+    records.write_json(noisy / "result.json", record | {"signature": records.read_result(clean)["signature"]})
+    board = leaderboard.collect([tmp_path])
+    assert board.duplicates == []
+    assert [(table.data, len(table.rows)) for table in board.tables] == [("clean", 1), ("noisy", 1)]
+
+
 def test_a_copy_with_another_number_is_said_to_differ(tmp_path):
     run = write_run(tmp_path, 15)
     copy = tmp_path / "zz"

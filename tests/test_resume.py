@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from musicnet_eval import records, runs
 from musicnet_eval.errors import ConfigError
 from tests import fake_runs
-from tests.conftest import TINY, Command, only_run
+from tests.conftest import REPOSITORY, TINY, Command, only_run
 
 STOP = """
 import pathlib
@@ -210,8 +212,25 @@ def test_a_record_makes_a_run_done_whatever_cannot_be_written_after_it(tmp_path:
     assert records.state(tmp_path / "run") == "done"
 
 
+def flipped(data: bytes) -> bytes:
+    """Change one bit in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = {
+    "cut_off": ("last.ckpt", lambda data: data[:5000]),
+    "empty": ("last.ckpt", lambda data: b""),
+    "head": ("last.ckpt", lambda data: bytes(4096) + data[4096:]),
+    "one_bit": ("last.ckpt", flipped),
+    "best": ("best.ckpt", lambda data: data[:5000]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [*DAMAGES, "gone", "foreign"])
 def test_a_damaged_checkpoint_is_named_and_not_used(
-    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     (tmp_path / "stop.py").write_text(STOP)
     stopping = (
@@ -222,10 +241,82 @@ def test_a_damaged_checkpoint_is_named_and_not_used(
     )
     assert train(*overrides(tones), *stopping) == 130
     (last,) = tmp_path.rglob("last.ckpt")
-    last.write_bytes(last.read_bytes()[:5000])
+    if damage == "foreign":
+        torch.save({"weight": torch.zeros(3)}, last)
+    elif damage == "gone":
+        runs.best_checkpoint(last.parent.parent).unlink()
+    else:
+        name, change = DAMAGES[damage]
+        (last.parent / name).write_bytes(change((last.parent / name).read_bytes()))
     assert train(*overrides(tones), *stopping) == 0
     assert (tmp_path / "epochs").read_text() == "0 1 2 0 1 2 3 "
-    assert "is damaged" in capsys.readouterr().err
+    assert "are damaged, as after a power cut: the run begins anew" in capsys.readouterr().err
+
+
+def test_a_run_that_was_moved_knows_its_best_epoch(tones: Path, train: Command, tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text(STOP)
+    given = (
+        *overrides(tones),
+        "optimizer.lr=0",  # nothing can learn, so nothing improves on the first epoch
+        "finetune=head",
+        "plugins=[stop]",
+        "+callbacks.stop._target_=stop.Stop",
+        "+callbacks.stop.hook=batch_end",
+        "+callbacks.stop.epoch=2",
+    )
+    assert train(*given, "paths.runs=laptop") == 130
+    (tmp_path / "laptop").rename(tmp_path / "cluster")
+    assert train(*given, "paths.runs=cluster") == 0
+    assert train(*given, "paths.runs=whole") == 0
+    moved, whole = (records.read_result(only_run(tmp_path / name)) for name in ("cluster", "whole"))
+    assert whole["facts"]["best_epoch"] == 0
+    assert (moved["facts"]["best_epoch"], moved["metrics"]) == (whole["facts"]["best_epoch"], whole["metrics"])
+
+
+ENDS = """
+import os, sys
+from musicnet_eval import records, train
+
+moment, number = sys.argv.pop(1), int(sys.argv.pop(1))
+write = records.write_json
+
+
+def send(now, path):
+    global moment
+    if (moment, path.name) == now:
+        moment = "past"
+        os.kill(os.getpid(), number)
+
+
+def writing(path, value):
+    send(("end", records.RESULT), path)
+    write(path, value)
+    send(("beginning", records.STATUS), path)
+
+
+records.write_json = writing
+train.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "number"), [("beginning", 15), ("end", 15), ("end", 9)])
+def test_a_signal_at_a_runs_beginning_or_end_loses_nothing(tones: Path, tmp_path: Path, moment: str, number: int) -> None:
+    given = [*overrides(tones), "run.keep_checkpoints=none", f"run.max_attempts={1 if number == 15 else 2}", "hydra.run.dir=run"]
+    (tmp_path / "ends.py").write_text(ENDS)
+    cut = [sys.executable, "ends.py", moment, str(number), *given]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(cut, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (143 if number == 15 else -9), done.stderr
+    assert records.state(tmp_path / "run") == ("interrupted" if number == 15 else "running")
+    (tmp_path / "run/checkpoints").mkdir(exist_ok=True)
+    for name in (".result.json.x.tmp", "checkpoints/.last.ckpt.x.tmp"):  # as a kill in the middle of writing leaves them
+        (tmp_path / "run" / name).touch()
+    command = [sys.executable, "-m", "musicnet_eval.train", *given]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ("goes on from" in again.stdout) == (moment == "end")
+    assert records.state(tmp_path / "run") == "done"
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".ckpt", ".tmp")]
 
 
 @pytest.mark.slow

@@ -233,8 +233,14 @@ def test_keep_checkpoints(tones: Path, train: Command, tmp_path: Path, keep: str
 def test_secrets_are_written_nowhere(tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 3)
     overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "++paths.note=${oc.env:WANDB_API_KEY}")
-    assert train(*overrides, "++paths.my_token=hunter2hunter2") == 0
+    monkeypatch.setenv("LAB_DSN", "postgres-without-login")
+    monkeypatch.setenv("LAB_PAT", "github-says-so")
+    monkeypatch.setenv("LAB_BASE", "mysql://me:sesame99@host/base")  # by its name it could be anything
+    more = ("++paths.dsn=${oc.env:LAB_DSN}", "++paths.pat=${oc.env:LAB_PAT}", "++paths.base=${oc.env:LAB_BASE}")
+    assert train(*overrides, *more, "++paths.my_token=hunter2hunter2") == 0
     texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(texts) > 5
-    assert not any(b"0123456789abcdef" * 3 in text or b"hunter2" in text for text in texts)
-    assert yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())["paths"]["note"] == "***"
+    secrets = (b"0123456789abcdef" * 3, b"hunter2", b"postgres-without-login", b"github-says-so", b"sesame99")
+    assert not any(secret in text for text in texts for secret in secrets)
+    told = yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())["paths"]
+    assert (told["note"], told["base"]) == ("***", "mysql://***@host/base")

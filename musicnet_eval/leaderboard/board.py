@@ -203,10 +203,14 @@ def collect(
     """
     folders = list(folders)
     board = Board(metric)
-    runs: dict[str, Run] = {}
+    runs: dict[tuple[str, str], Run] = {}
     for folder in records.find_runs(folders):
         run = _read(folder, _name(folder, folders), board)
-        if run is not None and (first := runs.setdefault(run.record["signature"], run)) is not run:
+        if run is None:
+            continue
+        # Data sets of the same names and labels, clean and noisy say, share signatures: these tell of an index, not of sound.
+        same = run.record["signature"], plain(run.record["choices"].get("data"))
+        if (first := runs.setdefault(same, run)) is not run:
             board.duplicates.append(Listed(run.name, "done", _duplicate(first, run, metric)))
     known = {name for run in runs.values() for name in run.record["metrics"] if run.number(name) is not None}
     if runs and metric not in known:
