@@ -307,8 +307,9 @@ def save(made: Any, folder: Path) -> str:
     """
     import wandb
 
+    address = "its server"
     try:
-        wandb.setup(wandb.Settings(silent=True))
+        address = wandb.setup(wandb.Settings(silent=True)).settings.base_url
         if not (os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False)):
             raise RecordError("There is no API key. Run `wandb login` once, set WANDB_API_KEY, or use --save FILE.")
         made.entity = made.entity or wandb.Api().default_entity or ""
@@ -322,8 +323,10 @@ def save(made: Any, folder: Path) -> str:
         raise
     except Exception as error:  # whatever wandb, its service or the server raises
         wandb_run.leave_service()  # it would go on trying, and keep this command from ending
-        reason = " ".join(str(error).split())[:300]
-        raise TrainingError(f"W&B did not take the workspace ({type(error).__name__}: {reason}). Or use --save FILE.") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if "did not respond in time" in reason:  # wandb calls its own process busy, which still waits for the server
+            reason = f"no answer from {address}"
+        raise TrainingError(f"W&B did not take the workspace ({reason}). Or use --save FILE.") from None
     records.write_json(folder / KEPT, told)
     return str(told["url"])
 
