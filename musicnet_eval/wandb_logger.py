@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from musicnet_eval import environment, wandb_run, wandb_tables
+from musicnet_eval import environment, runs, wandb_run, wandb_tables
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.errors import ConfigError
 
@@ -81,10 +81,11 @@ class RunLogger(WandbLogger):
             raise ConfigError(f"logger.wandb.save_dir={save_dir!r} must be a folder.")
         self.run, self.hardest, self.audio_seconds, self.media_megabytes = run, hardest, audio_seconds, media_megabytes
         self.checkpoints, self.fitted = CHECKPOINTS[checkpoints], False
-        experiment = None
+        self.identity, experiment = wandb_run.identity(run.signature, str(run.choices["data"])), None
         if getattr(rank_zero_only, "rank", 0) == 0:
             experiment = wandb_run.start(
                 Path(save_dir),
+                anew=not runs.last_checkpoint(run.folder).is_file(),  # nothing to go on from
                 offline=offline,
                 init_seconds=init_seconds,
                 finish_seconds=finish_seconds,
@@ -93,12 +94,12 @@ class RunLogger(WandbLogger):
                 entity=entity,
                 group=run.folder.resolve().parent.name[:128] if group is None else group,
                 tags=_tags(run.choices, tags),
-                id=run.signature,
+                id=self.identity,
                 name=run.title[:128],
                 job_type=wandb_run.TRAIN,
                 config=_identity(run),
             )
-        super().__init__(save_dir=save_dir, project=project, id=run.signature, name=run.title, experiment=experiment)
+        super().__init__(save_dir=save_dir, project=project, id=self.identity, name=run.title, experiment=experiment)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
@@ -144,12 +145,12 @@ class RunLogger(WandbLogger):
             wandb_run.bounded(f"keep the checkpoint '{name}'", keep)
 
     def _keep(self, file: Path, name: str, record: RunRecord) -> None:
-        """Log a checkpoint as a version of the artifact `model-<signature>`, if the run keeps it."""
+        """Log a checkpoint as a version of the artifact `model-<id>`, if the run keeps it."""
         import wandb
 
         if file.is_file():
             about = {"choices": record["choices"], "metrics": record["metrics"]}
-            artifact = wandb.Artifact(f"model-{record['signature']}", type="model", metadata=about)
+            artifact = wandb.Artifact(f"model-{self.identity}", type="model", metadata=about)
             artifact.add_file(str(file), name=file.name)
             self.experiment.log_artifact(artifact, aliases=[name])
 

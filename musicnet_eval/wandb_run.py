@@ -1,11 +1,12 @@
 """One run in Weights & Biases: what its keys are called, and how it begins and ends without ever harming the run. Layer 2.
 
 No torch and no wandb at import: the leaderboard of a sweep and the dashboard read the names below from here. A job is one W&B
-run: id = the run's signature (a resumed run goes on in it), group = the name of the folder that holds its run folder (the sweep),
-job_type = `train`, name = the run's title, tags = its choices. Its config is the run's config without secrets, nested (W&B shows
-`optimizer.lr`), and beside it `signature`, `configuration` (equal for the seeds and folds of one row of the leaderboard: group
-curves by it), `folder`, `git` and `choices.data`, `choices.backbone`, `choices.loss`, `choices.spectrogram`, `choices.augment`,
-`choices.protocol`, `choices.fold`, `choices.seed`.
+run: id = `identity`, the run's signature and what tells its data set apart (a resumed run goes on in it), group = the name of the
+folder that holds its run folder (the sweep), job_type = `train`, name = the run's title, tags = its choices. Its config is the
+run's config without secrets, nested: W&B itself shows it flattened (`optimizer.lr`), and advises against dots in the names
+(docs.wandb.ai/guides/track/config). Beside it stand `signature`, `configuration` (equal for the seeds and folds of one row of the
+leaderboard: group curves by it), `folder`, `git` and `choices.data`, `choices.backbone`, `choices.loss`, `choices.spectrogram`,
+`choices.augment`, `choices.protocol`, `choices.fold`, `choices.seed`.
 
 By epoch (history; x-axis `epoch`, `trainer/global_step` beside it in every row)
     `train/segment/{loss,accuracy,log_loss}`, `val/segment/*` and `val/song/*` (every metric, as in metrics.csv), `gap/segment/*`
@@ -18,24 +19,30 @@ Summary
 After the test (`TABLES`; a chart's table has `_table` behind its name)
     `test/confusion_matrix`, `test/classes`, `test/predictions`, `test/hardest`, `test/reliability`, `suspect_labels`, `examples`.
 
+An attempt that goes on from a checkpoint resumes its W&B run. One that begins anew starts it anew: of attempts whose files lie
+here `wandb sync` then takes the new one alone, since the earlier ones are marked as synced; of what a server has, W&B documents
+that a new run is started (`resume` unset), which only the real server can show.
+
 What goes wrong in W&B is said on stderr, recorded (`status.json` and the record's facts: `wandb`) and never raised, but for
 what the user wrote wrongly. What it can cost a run is bounded: beginning by `init_seconds` (a server that did not answer is
 asked again by a later run of the same process after five minutes), logging by nothing, since wandb's own process does the
 sending (one that takes nothing in for `finish_seconds` is ended, and the run goes on without); what waits for the server
-(tables after the test, checkpoints, the end) by `finish_seconds`, and once that was in vain by a few seconds each. Whatever was
-not sent lies on disk for `wandb sync`.
+(tables after the test, checkpoints, the end) by `finish_seconds`, and once that was in vain by a few seconds each. What was not
+sent lies on disk for `wandb sync`: numbers and the end, offline all else too. Two things do not: what wandb had asked the server
+for in vain (tables, sounds and pictures, which the run's folder has), and what was logged in the last two seconds before
+SIGKILL (metrics.csv has it).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +50,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from musicnet_eval import configs
+from musicnet_eval import wandb_settings
 from musicnet_eval.environment import without_secrets
 from musicnet_eval.errors import ConfigError
 
@@ -61,14 +68,8 @@ STATES = {0: "done", 1: "failed"}  # by exit code; any other is that of a signal
 
 ASK_AGAIN_SECONDS = 300.0  # after a server did not answer
 GRACE_SECONDS = 5.0  # that wandb itself may take beyond its own time limit
+SYNC = "wandb sync --no-skip-online"  # which by itself leaves out what began online, also where the server went away
 FULL_BYTES = 1_000_000  # left of a disk
-FLUSH_SECONDS = 2.0  # after so long, what was logged is on disk
-QUIET = {  # wandb's settings that `settings` of the logger may overrule
-    "silent": True,  # what matters is said in our own words, once; wandb's stand in the logs/ of its folder
-    "console": "off",  # a progress bar of many hours would be uploaded
-    "disable_git": True,  # config has commit and branch; wandb would upload the whole difference to it
-    "x_transaction_log_flush_interval": FLUSH_SECONDS,
-}
 
 
 # --- one W&B run of this process ----------------------------------------------------------------------------------------------
@@ -82,35 +83,22 @@ class Session:
     told: dict[str, Any]
     patience: float = 30.0  # seconds that its end may take, and so may whatever else asks the server
     troubles: list[str] = field(default_factory=list)
+    unsent: bool = False  # whether wandb did not take or send something in time
 
 
 _present: Session | None = None
 _unreachable: tuple[float, str] | None = None  # when a server last did not answer, and its own words
 
 
-def mode(offline: Any) -> str:
-    """Say how W&B is used: `online`, `offline` or `disabled`; offline unless the logger's `offline` or WANDB_MODE says otherwise.
-
-    Raises:
-        ConfigError: The two contradict each other, or one of them is no mode.
-    """
-    if offline is not None and not isinstance(offline, bool):  # "no" is a word to Hydra, and a word counts as true
-        raise ConfigError(f"logger.wandb.offline={offline!r} must be true, false or null.")
-    told = os.environ.get("WANDB_MODE", "")
-    known = {"": "offline", "dryrun": "offline", "run": "online"} | {name: name for name in ("online", "offline", "disabled")}
-    if told not in known:
-        raise ConfigError(f"WANDB_MODE={told!r} must be online, offline or disabled. Mend it, or unset it.")
-    if offline is None:
-        return known[told]
-    asked = "offline" if offline else "online"
-    if told and known[told] != asked:
-        raise ConfigError(f"logger.wandb.offline={str(offline).lower()} contradicts WANDB_MODE={told}. Leave one of them out.")
-    return asked
+def identity(signature: str, data: str) -> str:
+    """Give the id of a run's W&B run; data sets of one layout, say with noise and without, share the signature alone."""
+    return f"{signature}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
 
 
 def start(
     save_dir: Path,
     *,
+    anew: bool = False,
     offline: Any = None,
     init_seconds: float = 15.0,
     finish_seconds: float = 30.0,
@@ -119,11 +107,12 @@ def start(
 ) -> Any:
     """Begin a W&B run, or go on in it, and give wandb's `Run`; where that fails, one that does nothing.
 
-    A run of the same id that is open is handed back; another one that is open is finished first. It never asks for a key: without
-    one, or where the server does not answer in time, it goes on offline and says so.
+    A run that is open is finished first. It never asks for a key: without one, or where the server does not answer in time, it
+    goes on offline and says so.
 
     Args:
         save_dir: Where wandb makes its folder `wandb`.
+        anew: Whether what an earlier attempt logged is to be replaced, not continued.
         offline: Whether to write files only; None: as WANDB_MODE says, offline without it.
         init_seconds: How long the server may take to answer, seconds.
         finish_seconds: How long the end may wait for uploads, seconds.
@@ -135,24 +124,23 @@ def start(
     """
     global _present
     if _present is not None:
-        if _present.told["id"] == asked["id"]:
-            return _present.run
         finish(1, "another run began before this one was finished")
-    wanted = mode(offline)
-    given = _settings(settings or {}, init_seconds, finish_seconds)
-    asked = {key: _named(key, value) for key, value in asked.items()}
+    wanted = wandb_settings.mode(offline)
+    given = wandb_settings.settings(settings or {}, init_seconds, finish_seconds)
+    asked = {key: wandb_settings.named(key, value) for key, value in asked.items()}
     logging.raiseExceptions = False  # on a full disk each line of wandb's own log would be a traceback of ours
     # Copies of tables wait for `wandb sync` here: beside the runs, so that they move with them, not in the home folder.
     os.environ.setdefault("WANDB_DATA_DIR", str((save_dir / "wandb" / "data").resolve()))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its makers' own statistics would hold up the end where they hang
     told: dict[str, Any] = {"id": asked["id"], "project": asked["project"], "group": asked.get("group"), "asked": wanted}
     _present = Session(None, told, finish_seconds)
-    if reason := _unwritable(save_dir):
+    if reason := wandb_settings.unwritable(save_dir):
         _note(f"could not begin, and the run goes on without ({reason})")
         wanted = "disabled"
     try:
-        with _masked_arguments():
-            run = _begin(wanted, {"dir": str(save_dir), "resume": "allow", "settings": given, **asked})
+        with wandb_settings.masked_arguments():
+            resume = None if anew else "allow"
+            run = _begin(wanted, {"dir": str(save_dir), "resume": resume, "settings": given, **asked})
     except ConfigError:
         _present = None
         raise
@@ -161,12 +149,22 @@ def start(
         raise ConfigError(f"wandb refuses a setting ({reason}). Mend the variable WANDB_* of that name.") from None
     _present.run = run
     if told["mode"] != "disabled":
-        told["folder"] = str(Path(run.dir).parent)
+        _opened(run, told, anew)
+    _define(run)
+    return run
+
+
+def _opened(run: Any, told: dict[str, Any], anew: bool) -> None:
+    """Note which run it became and where, and see to what earlier attempts left."""
+    folder = Path(run.dir).parent
+    told["id"], told["project"], told["folder"] = run.id, run.project, str(folder)  # with WANDB_SWEEP_ID wandb chooses the id
+    if anew:
+        _replace(folder, run.id)
+    else:
+        _forget_end(run)
     if told["mode"] == "online":
         told["url"] = run.url
         print(f"W&B: {run.url}", flush=True)
-    _define(run)
-    return run
 
 
 def _begin(wanted: str, asked: dict[str, Any]) -> Any:
@@ -213,29 +211,25 @@ def _why_not_online() -> str:
     return "no API key: run `wandb login` once, or set WANDB_API_KEY"
 
 
-def _named(key: str, value: Any) -> Any:
-    """Give what wandb is to be told under a key: a name as text, and no secret in it.
-
-    Raises:
-        ConfigError: A name that is none.
-    """
-    if isinstance(value, list):
-        return [without_secrets(str(one)) for one in value]
-    if value is None or isinstance(value, Mapping):
-        return value
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ConfigError(f"logger.wandb.{key}={value!r} must be a name.")
-    return without_secrets(str(value))
+def _replace(folder: Path, name: str) -> None:
+    """Have `wandb sync` leave out earlier attempts of a run that begins anew."""
+    with guarded("mark earlier attempts as replaced"):
+        for earlier in folder.parent.glob(f"*run-*-{name}"):
+            if earlier.name != folder.name:
+                _mark_synced(earlier)
 
 
-def _unwritable(folder: Path) -> str:
-    """Say why a folder cannot be made or written to, nothing if it can: wandb would take another place, and not say so."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return f"'{folder}': {error.strerror}"
+def _mark_synced(folder: Path) -> None:
+    """Mark files as `wandb sync` does what it has uploaded, so that it leaves them out."""
+    for file in folder.glob("run-*.wandb"):
+        file.with_name(f"{file.name}.synced").touch()
+
+
+def _forget_end(run: Any) -> None:
+    """Take from the summary how an earlier attempt ended, which a server has handed back: this one may end otherwise."""
+    with guarded("clear the end of an earlier attempt"):
+        for name in {STATE, ERROR} & set(run.summary.keys()):
+            del run.summary[name]
 
 
 def _define(run: Any) -> None:
@@ -245,21 +239,6 @@ def _define(run: Any) -> None:
         run.define_metric(EPOCH)
         for name in BY_EPOCH:
             run.define_metric(name, step_metric=EPOCH, step_sync=True)
-
-
-def _settings(given: Mapping[str, Any], init_seconds: float, finish_seconds: float) -> dict[str, Any]:
-    """Lay what the user says over our own settings, and check it."""
-    import wandb
-
-    ours = {name: value for name, value in QUIET.items() if name in wandb.Settings.model_fields}  # names with x_ may go
-    times = {"init_timeout": init_seconds, "finish_timeout": finish_seconds, "finish_timeout_raises": True}
-    settings = {**ours, **times, **given}
-    try:
-        wandb.Settings(**settings)
-    except Exception as error:  # pydantic's, or one of wandb's own
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"wandb refuses a setting ({reason}). Mend logger.wandb.settings.*") from None
-    return settings
 
 
 def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | None:
@@ -277,10 +256,13 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
         last = {STATE: STATES.get(exit_code, "interrupted"), **({ERROR: without_secrets(_first_line(error))} if error else {})}
         send("write its summary", lambda: run.summary.update(last))
         bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
+        if session.told["mode"] == "online" and not session.unsent:
+            with guarded("mark its files as uploaded"):
+                _mark_synced(Path(session.told["folder"]))
         with contextlib.suppress(OSError):
             if shutil.disk_usage(session.told["folder"]).free < FULL_BYTES:
                 _note("may not have all of the run on disk: there is no room left")
-        if session.troubles:
+        if session.unsent:
             leave_service()
         _say_how_to_sync(session)
     _present = None
@@ -304,7 +286,7 @@ def leave_service() -> None:
 
     thread = threading.Thread(target=teardown, daemon=True)
     thread.start()
-    thread.join(FLUSH_SECONDS + 1.0)
+    thread.join(wandb_settings.FLUSH_SECONDS + 1.0)
     if process is not None:
         if thread.is_alive():
             process.kill()
@@ -314,9 +296,9 @@ def leave_service() -> None:
 
 def _say_how_to_sync(session: Session) -> None:
     """Print one line on where the files are; of a resumed run all attempts', which `wandb sync` takes in their order."""
-    if session.told["mode"] == "offline" or session.troubles:
-        beside = shlex.quote(str(Path(session.told["folder"]).parent))
-        print(f"W&B: {session.told['mode']}; upload with: wandb sync {beside}/*run-*-{session.told['id']}", flush=True)
+    if session.told["mode"] == "offline" or session.unsent:
+        files = f"{shlex.quote(str(Path(session.told['folder']).parent))}/*run-*-{session.told['id']}"
+        print(f"W&B: {session.told['mode']}; upload with: {SYNC} {files}", flush=True)
 
 
 def told() -> dict[str, Any] | None:
@@ -362,6 +344,7 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> bool:
             do()
         except Exception as error:
             if not left.is_set():
+                _unsent()
                 _note(f"could not {what} ({type(error).__name__}: {_first_line(error)})")
 
     seconds = (_present.patience if _present is not None else 0.0) + grace
@@ -373,6 +356,7 @@ def bounded(what: str, do: Callable[[], Any], grace: float = 0.0) -> bool:
         seconds = 0.0
     if thread.is_alive():
         left.set()
+        _unsent()
         _note(f"could not {what} within {seconds:g} s, and does not wait for it")
         if _present is not None:
             _present.patience = min(_present.patience, GRACE_SECONDS)
@@ -391,6 +375,11 @@ def send(what: str, do: Callable[[], Any]) -> None:
         leave_service()
 
 
+def _unsent() -> None:
+    if _present is not None:
+        _present.unsent = True
+
+
 def _note(trouble: str) -> None:
     """Print and keep a trouble, each once."""
     text = without_secrets(trouble)
@@ -402,14 +391,3 @@ def _note(trouble: str) -> None:
 
 def _first_line(error: BaseException | str) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
-
-
-@contextlib.contextmanager
-def _masked_arguments() -> Iterator[None]:
-    """Hide secrets of the command line while wandb looks at it: it writes all of it into its files."""
-    typed = sys.argv
-    sys.argv = [*typed[:1], *configs.overrides_without_secrets(typed[1:])]
-    try:
-        yield
-    finally:
-        sys.argv = typed

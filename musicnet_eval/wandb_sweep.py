@@ -11,6 +11,7 @@ Whatever goes wrong is said on stderr, and the sweep is none the worse for it (`
 
 from __future__ import annotations
 
+import shlex
 import sys
 import uuid
 from collections.abc import Mapping
@@ -51,7 +52,8 @@ def publish(folder: Path, board: Board, page: Path, options: Mapping[str, Any]) 
     if told is not None:
         records.write_json(folder / KEPT, told)
         if told["mode"] == "offline":
-            print(f"W&B: all that lies there: wandb sync {Path(told['folder']).parent / '*run-*'}", flush=True)
+            beside = shlex.quote(str(Path(told["folder"]).parent))
+            print(f"W&B: all that lies there: {wandb_run.SYNC} {beside}/*run-*", flush=True)
 
 
 def logged(config: Mapping[str, Any]) -> bool:

@@ -34,10 +34,20 @@ class Table(NamedTuple):
 # --- rows ---------------------------------------------------------------------------------------------------------------------
 
 
-def probability_of_label(row: Prediction) -> float:
+def labels(text: str, multilabel: bool) -> list[str]:
+    """Take labels apart; a class of data with one label a song may hold the mark between them."""
+    return text.split("|") if multilabel else [text]
+
+
+def probability_of_label(row: Prediction, multilabel: bool) -> float:
     """Give the probability of a song's label; of several labels, the mean."""
-    held = row.label.split("|")
+    held = labels(row.label, multilabel)
     return sum(row.probabilities.get(name, 0.0) for name in held) / len(held)
+
+
+def hardest_first(rows: Iterable[Prediction], multilabel: bool) -> list[Prediction]:
+    """Sort songs by the probability of their label, the least first."""
+    return sorted(rows, key=lambda row: probability_of_label(row, multilabel))
 
 
 def confusion(rows: Iterable[Prediction], classes: Sequence[str]) -> Table:
@@ -47,25 +57,27 @@ def confusion(rows: Iterable[Prediction], classes: Sequence[str]) -> Table:
     return Table(("Actual", "Predicted", "nPredictions"), pairs)  # the names that W&B's chart asks for
 
 
-def by_class(rows: Sequence[Prediction], classes: Sequence[str]) -> Table:
+def by_class(rows: Sequence[Prediction], classes: Sequence[str], multilabel: bool) -> Table:
     """Give precision, recall, F1 and the number of songs of each class; 0 where there is nothing to divide by."""
-    labels, said = [set(row.label.split("|")) for row in rows], [set(row.predicted.split("|")) for row in rows]
+    held = [set(labels(row.label, multilabel)) for row in rows]
+    said = [set(labels(row.predicted, multilabel)) for row in rows]
     table = []
     for name in classes:
-        right = sum(name in true and name in named for true, named in zip(labels, said, strict=True))
-        support, named = sum(name in true for true in labels), sum(name in names for names in said)
+        right = sum(name in true and name in named for true, named in zip(held, said, strict=True))
+        support, named = sum(name in true for true in held), sum(name in names for names in said)
         f1 = 2 * right / max(1, support + named)
         table.append((name, right / max(1, named), right / max(1, support), f1, support))
     return Table(("class", "precision", "recall", "f1", "support"), table)
 
 
-def predictions(rows: Iterable[Prediction]) -> Table:
+def predictions(rows: Iterable[Prediction], multilabel: bool) -> Table:
     """Give what is said of each song, those that get the least probability of their label first."""
     columns = ("song", "group", "label", "predicted", "probability", "probability_of_label", "right")
     table = []
-    for row in sorted(rows, key=probability_of_label)[:ROWS]:
-        highest, right = max(row.probabilities.values()), set(row.label.split("|")) == set(row.predicted.split("|"))
-        table.append((row.song, row.group, row.label, row.predicted, highest, probability_of_label(row), right))
+    for row in hardest_first(rows, multilabel)[:ROWS]:
+        right = set(labels(row.label, multilabel)) == set(labels(row.predicted, multilabel))
+        highest, held = max(row.probabilities.values()), probability_of_label(row, multilabel)
+        table.append((row.song, row.group, row.label, row.predicted, highest, held, right))
     return Table(columns, table)
 
 
@@ -76,7 +88,7 @@ def reliability(rows: Iterable[Prediction], multilabel: bool) -> Table:
     """
     claims: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for row in rows:
-        held = set(row.label.split("|"))
+        held = set(labels(row.label, multilabel))
         said = row.probabilities.items() if multilabel else [(row.predicted, row.probabilities[row.predicted])]
         for name, claimed in said:
             claims[min(max(math.ceil(claimed * BINS), 1), BINS) - 1].append((claimed, name in held))
@@ -102,10 +114,14 @@ class Media:
         self.left = megabytes * 1e6
 
     def picture(self, file: Path, caption: str | None = None) -> Any:
-        """Give the picture in a file; None where there is no such file."""
+        """Give the picture in a file; None where there is none, or one that cannot be read."""
         import wandb
 
-        return wandb.Image(str(file), caption=caption) if file.is_file() and self._afford(file.stat().st_size) else None
+        shown = None
+        with wandb_run.guarded(f"show the picture '{file.name}'"):
+            if file.is_file() and self._afford(file.stat().st_size):
+                shown = wandb.Image(str(file), caption=caption)
+        return shown
 
     def sound(self, samples: Any, rate: int) -> Any:
         """Give 16-bit audio, `[T]` or `[T, channels]`."""
@@ -132,10 +148,11 @@ def log_all(run: Any, folder: Path, record: RunRecord, sound: Sound, *, hardest:
     classes, multilabel = list(record["facts"]["classes"]), bool(record["facts"].get("multilabel"))
     rows = [row for row in records.read_predictions(folder) if row.split == "test"]
     media, ece = Media(megabytes), record["metrics"]["test/song/ece"]
+    hard = [(row, probability_of_label(row, multilabel)) for row in hardest_first(rows, multilabel)[:hardest]]
     shown: dict[str, Any] = {
-        wandb_run.CLASSES: _table(by_class(rows, classes)),
-        wandb_run.PREDICTIONS: _table(predictions(rows)),
-        wandb_run.HARDEST: _table(_hardest(sorted(rows, key=probability_of_label)[:hardest], folder, sound, media)),
+        wandb_run.CLASSES: _table(by_class(rows, classes, multilabel)),
+        wandb_run.PREDICTIONS: _table(predictions(rows, multilabel)),
+        wandb_run.HARDEST: _table(_hardest(hard, folder, sound, media)),
         wandb_run.RELIABILITY: _reliability_chart(reliability(rows, multilabel), ece),
     }
     if not multilabel and len(classes) ** 2 <= ROWS:
@@ -185,12 +202,14 @@ def _reliability_chart(table: Table, ece: float) -> Any:
     )
 
 
-def _hardest(rows: Iterable[Prediction], folder: Path, sound: Sound, media: Media) -> Table:
+def _hardest(rows: Iterable[tuple[Prediction, float]], folder: Path, sound: Sound, media: Media) -> Table:
     files = {entry["song"]: entry["file"] for entry in _listed(folder / "pictures" / "hardest.json")}
     table = []
-    for row in rows:
-        picture = media.picture(folder / "pictures" / files[row.song]) if row.song in files else None
-        table.append((row.song, row.label, row.predicted, probability_of_label(row), media.sound(*sound(row.song)), picture))
+    for row, held in rows:
+        picture, heard = media.picture(folder / "pictures" / files[row.song]) if row.song in files else None, None
+        with wandb_run.guarded(f"let '{row.song}' be heard"):  # its decoded file may be gone
+            heard = media.sound(*sound(row.song))
+        table.append((row.song, row.label, row.predicted, held, heard, picture))
     return Table(("song", "label", "predicted", "probability_of_label", "audio", "spectrogram"), table)
 
 

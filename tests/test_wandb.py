@@ -6,6 +6,7 @@ Truth: `wandb leet inspect` for offline files, a server of our own for online on
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import subprocess
@@ -21,12 +22,12 @@ import wandb
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from wandb.util import get_core_path
 
-from musicnet_eval import records, wandb_run, wandb_tables
+from musicnet_eval import records, wandb_run, wandb_settings, wandb_tables
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.metrics import METRICS, Scored
 from musicnet_eval.records import Prediction
 from tests.conftest import TINY, Command, only_run
-from tests.wandb_stub import KEY, Stub, refused
+from tests.wandb_stub import KEY, Run, Stub, refused
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -34,6 +35,13 @@ pytestmark = pytest.mark.filterwarnings(
 TOKEN, TYPED = "hunter2-hunter2-hunter2", "hunter3-hunter3-hunter3"  # of the environment; typed
 # What is told once, and kept for the process: a key, a mode, a server.
 VARIABLES = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR", "WANDB_RUN_GROUP")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """Have what wandb leaves of its artifacts, folders in cycles, collected while the warnings about it are ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +149,7 @@ def test_four_jobs_in_one_process(
     given = [*asked(tones, *own, "+note=${oc.env:MY_LAB_TOKEN}", f"+lab_token={TYPED}"), "logger.wandb.tags=[mine]"]
     assert train("-m", *given, "seed=0,1", "+loss.fails=false,true") == 1
     said = capsys.readouterr()
-    assert f"upload with: wandb sync {Path('runs/wandb')}" in said.out
+    assert f"upload with: {wandb_run.SYNC} {Path('runs/wandb')}" in said.out
     assert TOKEN not in said.out + said.err
     runs = records.find_runs([tmp_path / "runs" / tones.name])
     assert len(runs) == 4
@@ -163,7 +171,8 @@ def check_run(run: Path, told: list[dict[str, Any]], data: str) -> None:
     for one in told:
         config |= one["config"].get("update", {}) if one["type"] == "config" else {}
     status, found = records.read_json(run / records.STATUS), summary(told)
-    assert (about["run_id"], about["run_group"], about["job_type"]) == (status["signature"], data, "train")
+    identity = wandb_run.identity(status["signature"], data)
+    assert (about["run_id"], about["run_group"], about["job_type"]) == (identity, data, "train")
     assert {data, "stats_linear", "log_mel", "mine"} <= set(about["tags"])
     assert (config["note"], config["lab_token"], config["choices"]["backbone"]) == ("***", "***", "stats_linear")
     assert config["optimizer"]["lr"] == 0.001
@@ -174,7 +183,7 @@ def check_run(run: Path, told: list[dict[str, Any]], data: str) -> None:
         return
     assert (ended(told), found["state"]) == (0, "done")
     record = records.read_result(run)
-    assert record["facts"]["wandb"]["id"] == config["signature"] == record["signature"]
+    assert (record["facts"]["wandb"]["id"], config["signature"]) == (identity, record["signature"])
     assert config["configuration"] == record["configuration"]
     check_curves(told, run)
     assert [item["epoch"] for item in history(told) if item.get("throughput/train_segments_per_second", 0) > 0] == [0, 1]
@@ -218,7 +227,9 @@ class Stop(Callback):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
-def test_an_interrupted_run_goes_on_as_the_same_run(tones: Path, train: Command, tmp_path: Path, name: str, code: int) -> None:
+def test_an_interrupted_run_goes_on_as_the_same_run(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
     """Ctrl-C ends its W&B run with 130, Slurm with 143; asked for again it is the same run, here and on a server."""
     plugin = f"stop_once_by_{name}"  # a name of its own: modules stay imported from test to test
     (tmp_path / f"{plugin}.py").write_text(STOP.replace("{name}", name))
@@ -230,19 +241,102 @@ def test_an_interrupted_run_goes_on_as_the_same_run(tones: Path, train: Command,
     assert train(*overrides, "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable") == 0
     second = inspect(folder_of(run))
     assert ended(second) == 0
-    signature = records.read_result(run)["signature"]
-    assert {one["run"]["run_id"] for one in (*first, *second) if one["type"] == "run"} == {signature}
+    identity = records.read_result(run)["facts"]["wandb"]["id"]
+    assert {one["run"]["run_id"] for one in (*first, *second) if one["type"] == "run"} == {identity}
     check_curves([*first, *second], run)
     with Stub() as stub:
-        env = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": stub.url}
-        files = sorted(map(str, (tmp_path / "runs/wandb").glob(f"*run-*-{signature}")))  # as the line at the end says
-        command = [sys.executable, "-m", "wandb", "sync", *files]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert set(stub.runs) - {"artifacts"} == {signature}
-        assert stub.runs[signature].exit_code == 0
-        heard = {row["epoch"] for row in stub.runs[signature].history if "val/song/accuracy" in row}
-    assert heard == {0, 1}
+        synced(stub, capsys.readouterr().out, tmp_path)
+        assert set(stub.runs) - {"artifacts"} == {identity}
+        check_arrived(stub.runs[identity], run)
+
+
+def synced(stub: Stub, out: str, beside: Path) -> None:
+    """Run, in a shell, the last line that says how to upload."""
+    line = [line for line in out.splitlines() if "upload with: " in line][-1].partition("upload with: ")[2]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": stub.url, "PATH": path}
+    done = subprocess.run(["bash", "-c", line], cwd=beside, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def check_arrived(heard: Run, run: Path) -> None:
+    """Compare what a server has with the run's files: its curves, each epoch once, and its end."""
+    curve = [(row["epoch"], row["val/song/accuracy"]) for row in heard.history if "val/song/accuracy" in row]
+    assert curve == [(row["epoch"], pytest.approx(row["val/song/accuracy"])) for row in records.read_curves(run)]
+    assert (heard.exit_code, heard.summary["state"], heard.summary.get("error")) == (0, "done", None)
+
+
+REPEATS = """
+import pathlib, torch
+from lightning.pytorch.callbacks import Callback
+
+
+class Fail(Callback):
+    '''Fail once, in the second epoch.'''
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and not pathlib.Path("failed").exists():
+            pathlib.Path("failed").touch()
+            raise {error}("planned")
+"""
+
+
+def repeating(tones: Path, tmp_path: Path, error: str, name: str) -> list[str]:
+    (tmp_path / f"{name}.py").write_text(REPEATS.replace("{error}", error))
+    table = "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable"
+    return asked(tones, f"plugins=[{name}]", "callbacks=none", table, f"+callbacks.fail._target_={name}.Fail")
+
+
+@pytest.mark.slow
+def test_a_retried_run_has_no_error_left(tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = repeating(tones, tmp_path, "RuntimeError", "fails_once")
+    with Stub() as stub:
+        online(monkeypatch, stub.url)
+        assert train(*given) == 1
+        (heard,) = (run for name, run in stub.runs.items() if name != "artifacts")
+        assert (heard.exit_code, heard.summary["error"]) == (1, "RuntimeError: planned")
+        assert train(*given) == 0
+        check_arrived(heard, only_run(tmp_path / "runs" / tones.name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["by force", "with half the batch"])
+def test_what_begins_anew_is_uploaded_alone(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    given = asked(tones, "callbacks=none", "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable")
+    if how == "by force":
+        assert train(*given, "trainer.max_epochs=3") == train(*given, "trainer.max_epochs=3", "run.force=true") == 0
+    else:
+        error = "torch.OutOfMemoryError"
+        assert train(*repeating(tones, tmp_path, error, "fills_memory"), "run.on_oom=halve_batch") == 0
+    assert len(list((tmp_path / "runs/wandb").glob("offline-run-*"))) == 2
+    run = only_run(tmp_path / "runs" / tones.name)
+    with Stub() as stub:
+        synced(stub, capsys.readouterr().out, tmp_path)
+        check_arrived(stub.runs[records.read_result(run)["facts"]["wandb"]["id"]], run)
+
+
+@pytest.mark.slow
+def test_data_sets_of_one_layout_are_runs_of_their_own(tones: Path, train: Command, tmp_path: Path) -> None:
+    (tmp_path / "noisy").symlink_to(tones)
+    roots = f"data.root={tones},{tmp_path / 'noisy'}"
+    given = [one for one in asked(tones, "callbacks=none", "trainer.max_epochs=1") if not one.startswith("data.root")]
+    assert train("-m", *given, roots) == 0
+    runs = records.find_runs([tmp_path / "runs"])
+    assert len({records.read_json(run / records.STATUS)["signature"] for run in runs}) == 1
+    assert len({records.read_json(run / records.STATUS)["wandb"]["id"] for run in runs}) == 2
+
+
+@pytest.mark.slow
+def test_the_line_names_the_id_that_wandb_chose(
+    tones: Path, train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "theirs")
+    assert train(*asked(tones, "callbacks=none", "trainer.max_epochs=1")) == 0
+    told = records.read_result(only_run(tmp_path / "runs" / tones.name))["facts"]["wandb"]
+    assert told["folder"].endswith(told["id"])
+    assert f"/*run-*-{told['id']}\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -255,7 +349,7 @@ def test_histograms_and_checkpoints_on_request(tones: Path, train: Command, tmp_
     assert records.read_result(tmp_path / "plain")["signature"] == records.read_result(run)["signature"]
     told = inspect(folder_of(run))
     artifacts = {one["artifact"]["name"]: one["artifact"] for one in told if one["type"] == "artifact"}
-    kept = artifacts[f"model-{records.read_result(run)['signature']}"]
+    kept = artifacts[f"model-{records.read_result(run)['facts']['wandb']['id']}"]
     assert [file["path"] for file in kept["manifest"]["contents"]] == ["best.ckpt"]
     names = {name.partition("._type")[0] for item in history(told) for name in item if name.endswith("._type")}
     assert {name.partition("/")[0] for name in names} >= {"gradients", "weights"}
@@ -352,10 +446,10 @@ def test_a_server_gets_the_run_as_it_ended(
         online(monkeypatch, stub.url)
         assert train(*asked(tones)) == 0
         run = only_run(tmp_path / "runs" / tones.name)
-        signature = records.read_result(run)["signature"]
-        heard = stub.runs[signature]
+        identity = records.read_result(run)["facts"]["wandb"]["id"]
+        heard = stub.runs[identity]
         assert stub.unknown == []
-        assert f"W&B: {stub.url}/lab/musicnet_eval/runs/{signature}" in capsys.readouterr().out
+        assert f"W&B: {stub.url}/lab/musicnet_eval/runs/{identity}" in capsys.readouterr().out
         assert (heard.exit_code, heard.summary["state"]) == (0, "done")
         assert (heard.attributes["groupName"], heard.attributes["jobType"]) == (tones.name, "train")
         assert heard.attributes["displayName"].startswith(f"{tones.name} fold 0 · stats_linear")
@@ -365,9 +459,11 @@ def test_a_server_gets_the_run_as_it_ended(
         assert any(name.endswith("test/predictions.table.json") for name in stub.runs["artifacts"].files)
         size = sum(len(content) for one in stub.runs.values() for content in one.files.values())
         assert 20_000 < size < 1_000_000
-        assert train(*asked(tones, "run.force=true")) == 0  # once more: the same run goes on
-        assert list(stub.runs) == [signature, "artifacts"]
-        assert len(heard.history) > 2 * len(curve)
+        count = len(heard.history)
+        synced(stub, f"upload with: {wandb_run.SYNC} runs/wandb/*run-*", tmp_path)
+        assert len(heard.history) == count  # what is there already is left out
+        assert train(*asked(tones, "run.force=true")) == 0  # once more: the same run
+        assert list(stub.runs) == [identity, "artifacts"]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +482,7 @@ def test_without_a_server_it_goes_on_offline(
         assert time.monotonic() - began < 120  # a bound against hanging, no measure of speed
     said = capsys.readouterr()
     assert "could not begin online, and goes on offline" in said.err
-    assert "upload with: wandb sync" in said.out
+    assert f"upload with: {wandb_run.SYNC}" in said.out
     assert "Traceback" not in said.err
     for run in records.find_runs([tmp_path / "runs" / tones.name]):
         told = records.read_result(run)["facts"]["wandb"]
@@ -405,7 +501,11 @@ def test_a_server_that_fails_in_mid_run(tones: Path, tmp_path: Path) -> None:
         # wandb's own process has our output too: as long as it lives, this waits
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    check_troubled(done.stdout, done.stderr, only_run(tmp_path / "runs" / tones.name), tmp_path)
+    run = only_run(tmp_path / "runs" / tones.name)
+    check_troubled(done.stdout, done.stderr, run, tmp_path)
+    with Stub() as healthy:
+        synced(healthy, done.stdout, tmp_path)
+        check_arrived(healthy.runs[records.read_result(run)["facts"]["wandb"]["id"]], run)
 
 
 @pytest.mark.slow
@@ -421,7 +521,7 @@ def test_a_server_that_hangs_in_mid_run(
 
 def check_troubled(out: str, err: str, run: Path, beside: Path) -> None:
     assert "W&B: could not" in err
-    assert "online; upload with: wandb sync" in out
+    assert f"online; upload with: {wandb_run.SYNC}" in out
     told = records.read_json(run / records.STATUS)["wandb"]
     assert told["mode"] == "online"
     assert told["troubles"]
@@ -487,14 +587,14 @@ def test_a_folder_that_cannot_be_written_costs_the_run_nothing(
 
 
 def test_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [wandb_run.mode(offline=offline) for offline in (None, True, False)] == ["offline", "offline", "online"]
+    assert [wandb_settings.mode(offline=offline) for offline in (None, True, False)] == ["offline", "offline", "online"]
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert [wandb_run.mode(offline=offline) for offline in (None, False)] == ["online", "online"]
+    assert [wandb_settings.mode(offline=offline) for offline in (None, False)] == ["online", "online"]
     with pytest.raises(ConfigError, match=r"logger\.wandb\.offline=true contradicts WANDB_MODE=online"):
-        wandb_run.mode(offline=True)
+        wandb_settings.mode(offline=True)
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(ConfigError, match="must be online, offline or disabled"):
-        wandb_run.mode(offline=None)
+        wandb_settings.mode(offline=None)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------------
@@ -516,7 +616,9 @@ def test_tables_agree_with_scikit_learn() -> None:
     said = rows()
     true, named = [row.label for row in said], [row.predicted for row in said]
     columns = list(zip(*precision_recall_fscore_support(true, named, labels=CLASSES, zero_division=0), strict=True))
-    assert [row[1:] for row in wandb_tables.by_class(said, CLASSES).rows] == [pytest.approx(row) for row in columns]
+    assert [row[1:] for row in wandb_tables.by_class(said, CLASSES, multilabel=False).rows] == [
+        pytest.approx(row) for row in columns
+    ]
     counts = np.array([row[2] for row in wandb_tables.confusion(said, CLASSES).rows]).reshape(3, 3)
     assert (counts == confusion_matrix(true, named, labels=CLASSES)).all()
 
@@ -529,7 +631,18 @@ def test_classes_of_several_labels() -> None:
     ]
     true, named = [[1, 1, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
     columns = list(zip(*precision_recall_fscore_support(true, named, zero_division=0), strict=True))
-    assert [row[1:] for row in wandb_tables.by_class(said, CLASSES).rows] == [pytest.approx(row) for row in columns]
+    assert [row[1:] for row in wandb_tables.by_class(said, CLASSES, multilabel=True).rows] == [
+        pytest.approx(row) for row in columns
+    ]
+
+
+def test_a_class_may_hold_the_mark_between_labels() -> None:
+    said = [Prediction("test", str(number), "g", "a|b", "a|b", {"a|b": 0.9, "c": 0.1}) for number in range(3)]
+    assert wandb_tables.by_class(said, ["a|b", "c"], multilabel=False).rows == [("a|b", 1.0, 1.0, 1.0, 3), ("c", 0, 0, 0, 0)]
+    assert [row[4:] for row in wandb_tables.predictions(said, multilabel=False).rows] == [(0.9, 0.9, True)] * 3
+    assert wandb_tables.probability_of_label(said[0], multilabel=False) == 0.9
+    ((*_, claimed, holds),) = wandb_tables.reliability(said, multilabel=False).rows
+    assert (claimed, holds) == (pytest.approx(0.9), 1.0)
 
 
 def test_the_reliability_diagram_shows_the_calibration_error() -> None:
@@ -551,3 +664,22 @@ def test_media_stay_within_their_budget(tmp_path: Path) -> None:
     given = [media.sound(quiet, 8000) for _ in range(4)]
     assert [one is not None for one in given] == [True, True, False, False]
     assert media.picture(tmp_path / "none.png") is None
+
+
+def test_one_song_that_is_gone_costs_its_own_sound_and_picture_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def sound(song: str) -> tuple[Any, int]:
+        if song == "s0":
+            raise FileNotFoundError(song)
+        return np.zeros(800, dtype=np.int16), 8000
+
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/s1.png").write_text("no picture")
+    (tmp_path / "pictures/hardest.json").write_text(json.dumps([{"song": "s1", "file": "s1.png"}]))
+    hard = [(row, 0.1) for row in rows(3)]
+    table = wandb_tables._hardest(hard, tmp_path, sound, wandb_tables.Media(1.0))
+    assert [row[0] for row in table.rows] == ["s0", "s1", "s2"]
+    assert [row[4] is None for row in table.rows] == [True, False, False]
+    assert [row[5] for row in table.rows] == [None] * 3
+    told = capsys.readouterr().err
+    assert "could not let 's0' be heard" in told
+    assert "could not show the picture 's1.png'" in told

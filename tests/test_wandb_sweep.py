@@ -55,7 +55,7 @@ def test_one_run_that_holds_the_leaderboard(
     publish(folder)
     write_run(folder, correct=19, data="toy", backbone="convnext_tiny", config=WANDB)
     publish(folder)
-    assert f"wandb sync {tmp_path / 'runs/wandb/*run-*'}\n" in capsys.readouterr().out
+    assert f"wandb sync --no-skip-online {tmp_path / 'runs/wandb/*run-*'}\n" in capsys.readouterr().out
     kept = json.loads((folder / wandb_sweep.KEPT).read_text())
     files = sorted((tmp_path / "runs/wandb").glob("offline-run-*/run-*.wandb"))
     assert [file.stem for file in files] == [f"run-{kept['id']}"] * 2  # the same run, taken up again

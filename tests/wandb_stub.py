@@ -27,10 +27,14 @@ class Run:
     """What the server came to know of one run."""
 
     attributes: dict[str, Any] = field(default_factory=dict)  # of UpsertBucket: displayName, groupName, jobType, tags, config
-    history: list[dict[str, Any]] = field(default_factory=list)
+    lines: dict[int, dict[str, Any]] = field(default_factory=dict)  # of the history, by their place
     summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [self.lines[place] for place in sorted(self.lines)]
 
 
 class Stub:
@@ -142,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, part in (told.get("files") or {}).items():
             lines = [json.loads(line) for line in part["content"] if name.startswith("wandb-")]
             if name == "wandb-history.jsonl":
-                run.history += lines
+                run.lines |= dict(enumerate(lines, part["offset"]))
             elif name == "wandb-summary.json":
                 run.summary = lines[-1]
         if told.get("complete"):
