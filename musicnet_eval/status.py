@@ -1,7 +1,7 @@
 """How the runs at or below a folder stand: `musicnet-status`. Layer 6; imports no torch.
 
-It reads files alone (`status.json`, `result.json`, `failed.json`, `metrics.csv`, `sweep.jsonl`), so it works from another
-terminal and, on a shared disk, from another host; nothing is written.
+It reads files alone (`status.json`, `result.json`, `failed.json`, `metrics.csv`, `sweep.jsonl`) and looks at locks, so it works
+from another terminal and, on a shared disk, from another host; nothing is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from musicnet_eval import jobs, records
+from musicnet_eval import jobs, records, runs
 from musicnet_eval.errors import MusicnetError, RecordError
 from musicnet_eval.pipes import ends_with_reader
 
@@ -37,8 +37,8 @@ EPILOG = """\
 states:
   done         result.json is there, and can be read
   running      with its epoch, the time left by the epochs so far, and the age of its last heartbeat
-  dead         says running, but its process is gone; of a run on another host nobody here knows: it stays
-               running, with the age of its heartbeat
+  dead         says running, but nobody holds its lock, or its process is gone; of a run on another host
+               nobody here knows: it stays running, with the age of its heartbeat
   interrupted  stopped by Ctrl-C or SIGTERM; asked for again it goes on
   failed       with the first line of its error; failed.json holds the rest
   missing      planned by the latest sweep in its folder, not begun; named by its overrides
@@ -133,7 +133,7 @@ def _standing(run: Path, now: datetime, dead_minutes: float) -> Standing:
         message = str(_read(run / records.FAILED).get("error", ""))
     elif state == "running":
         message = f"{status.get('host', '?')}, process {status.get('pid', '?')}"
-        if (heartbeat is None or heartbeat >= 60 * dead_minutes) and _gone(status):
+        if (heartbeat is None or heartbeat >= 60 * dead_minutes) and _gone(run, status):
             state = "dead"
     monitor = _monitor(run) if rows else None
     return Standing(
@@ -165,10 +165,31 @@ def _age(told: Any, now: datetime) -> float | None:
         return None
 
 
-def _gone(status: Mapping[str, Any]) -> bool:
-    """Say whether this host has no process of the run's number any more; of another host's nothing is known."""
+def is_locked(run: Path) -> bool | None:
+    """Say whether a process of this host is at a run now, without writing a thing; None where that cannot be known."""
+    try:
+        import fcntl
+
+        with (run / runs.LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # no such lock, not ours to read, or a system or disk without flock
+        return None
+    return False
+
+
+def _gone(run: Path, status: Mapping[str, Any]) -> bool:
+    """Say whether a run has no process on this host any more; of another host's nothing is known.
+
+    Its lock tells; a process of its number may be another one, above all after a container has begun anew.
+    """
     number = _whole(status.get("pid"))
-    if status.get("host") != socket.gethostname() or number is None or number <= 0:
+    if status.get("host") != socket.gethostname():
+        return False
+    if (locked := is_locked(run)) is not None:
+        return not locked
+    if number is None or number <= 0:
         return False
     try:
         os.kill(number, 0)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from musicnet_eval import records
+from musicnet_eval.launchers.collecting import concluded
 from tests import fake_slurm
 from tests.conftest import TINY, Command
+from tests.test_process_launcher import Sweep
+from tests.test_process_launcher import asked as odd
 
 KILL = """
 import os, pathlib, signal
@@ -99,6 +106,60 @@ def test_a_killed_job_stops_no_tables_and_is_made_good(
         asked_for = script.read_text()
         for option in ("--cpus-per-task=3", "--gpus-per-node=1", "--mem=16GB", "--time=720", "--signal=USR2@120"):
             assert f"#SBATCH {option}\n" in asked_for
+
+
+@pytest.mark.slow
+def test_signals_to_joblib(tones: Path, tmp_path: Path) -> None:
+    """SIGTERM to a worker interrupts its job alone; Ctrl-C interrupts all jobs, each once, and begins no other."""
+    command = [sys.executable, "-m", "musicnet_eval.train", "-m", "hydra/launcher=joblib"]
+
+    def statuses() -> dict[str, dict[str, Any]]:
+        found = [json.loads(path.read_text()) for path in tmp_path.rglob(records.STATUS)]
+        return {str(told["overrides"][-1]).rpartition("=")[2]: told for told in found if "overrides" in told}
+
+    def begun(times: int) -> bool:
+        noted = tmp_path / "noted"
+        return noted.is_file() and noted.read_text().count("begin") == times and len(list(tmp_path.rglob("last.ckpt"))) == 2
+
+    with Sweep([*command, *odd(tones, tmp_path, "wait1,wait2")], tmp_path) as sweep:
+        sweep.until(lambda: begun(2))
+        os.kill(statuses()["wait1"]["pid"], signal.SIGTERM)
+        sweep.until(lambda: statuses()["wait1"]["state"] == "interrupted")
+        assert statuses()["wait2"]["state"] == "running"
+        (tmp_path / "mended").touch()
+        assert sweep.process.wait(120) == 1
+    assert statuses()["wait2"]["state"] == "done"
+    assert "1 of 2 runs failed" in sweep.said()
+    assert len(list(tmp_path.rglob("report.html"))) == 1
+
+    (tmp_path / "mended").unlink()
+    with Sweep([*command, *odd(tones, tmp_path, "wait1,wait3,wait4")], tmp_path) as sweep:
+        sweep.until(lambda: begun(4))
+        os.killpg(sweep.process.pid, signal.SIGINT)  # as a terminal does
+        assert sweep.process.wait(120) == 130
+    states = {what: told["state"] for what, told in statuses().items()}
+    assert states == {"wait1": "interrupted", "wait2": "done", "wait3": "interrupted"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), 2, "error: 'runs' cannot be written (No space left). Make room"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), 2, "cannot be written (Not a directory)"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "error: FileNotFoundError: [Errno 2] No such file: 'x'"),
+        (OSError("odd"), 1, "error: OSError: odd"),
+    ],
+)
+def test_only_what_cannot_be_written_is_called_so(
+    error: OSError, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "runs"}}})
+    with pytest.raises(SystemExit) as left, concluded(None, config):
+        raise error
+    assert left.value.code == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
 
 
 def optuna(tones: Path, *more: str) -> list[str]:

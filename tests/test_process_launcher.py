@@ -18,9 +18,9 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from musicnet_eval import environment, records
+from musicnet_eval import environment, records, status
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers import gpus, workers
+from musicnet_eval.launchers import gpus
 from musicnet_eval.launchers.process import ProcessLauncher
 from musicnet_eval.launchers.workers import Job, Worker
 from musicnet_eval.plans import Plan
@@ -57,6 +57,8 @@ class Odd(Callback):
                 time.sleep(0.05)
         elif self.what in ("kill", "leave", "raise"):
             self.note("end")
+        if self.what == "move":
+            pathlib.Path(trainer.checkpoint_callback.dirpath).parent.rename("moved")
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "leave":
@@ -138,6 +140,19 @@ def test_what_a_job_does_ends_that_job_only(
 
 
 @pytest.mark.slow
+def test_a_run_folder_that_is_moved_stops_no_other_job(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*PROCESS, *asked(tones, tmp_path, "move,no"), "hydra.launcher.n_jobs=1") == 1
+    shown = capsys.readouterr()
+    assert "cannot be written" not in shown.err
+    assert "1 of 2 runs failed" in shown.err
+    assert "failed: +callbacks.odd.what=move: " in shown.out
+    assert "done: +callbacks.odd.what=no" in shown.out
+    assert (tmp_path / "runs" / tones.name / "report.html").is_file()
+
+
+@pytest.mark.slow
 def test_signals_to_the_sweep(tones: Path, tmp_path: Path) -> None:
     """SIGTERM interrupts the jobs, SIGKILL leaves them at work; asked for again, the sweep waits for them and repeats nothing."""
     command = [sys.executable, "-m", "musicnet_eval.train", *PROCESS, *asked(tones, tmp_path, "wait1,wait2")]
@@ -179,7 +194,7 @@ class Sweep:
     def __init__(self, command: list[str], folder: Path) -> None:
         self.file = folder / "said"
         with self.file.open("w") as said:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
 
     def __enter__(self) -> Sweep:
         return self
@@ -239,13 +254,23 @@ def test_verdicts(tmp_path: Path) -> None:
 
     with FileLock(run / ".lock"):  # another process is at the run by now, and its word counts
         fake_runs.write_status(run, "running")
-        assert workers.is_locked(run)
-    assert not workers.is_locked(run)
+        assert status.is_locked(run) is True
+    assert status.is_locked(run) is False
 
     copied = ended(done, f"cp {whole / records.RESULT} {run}; kill -SEGV $$")  # dies once all is written
     assert copied.verdict(stopping=False) == ""
     assert done.metric() == pytest.approx(0.75)
     assert "killed by SIGKILL" in ended(done, "kill -KILL $$").verdict(stopping=False)  # was to do it again, and never began
+
+
+def test_a_run_that_is_taken_away_has_no_lines_and_no_number(tmp_path: Path) -> None:
+    gone = ended(job(tmp_path / "run", "s" * 12), "echo hello; exit 3")
+    gone.job.log.unlink()
+    assert gone.last_lines() == []
+    assert gone.job.metric() is None
+    gone.job.log.parent.rmdir()
+    assert "exit code 3" in gone.verdict(stopping=False)
+    assert records.state(gone.job.log.parent) == "failed"
 
 
 def test_an_error_of_the_sweep_leaves_no_job_behind(tmp_path: Path) -> None:

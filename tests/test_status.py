@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from musicnet_eval import jobs, records, status
+from musicnet_eval import jobs, records, runs, status
 from tests import fake_runs
 from tests.conftest import TINY, Command
 
@@ -59,6 +60,22 @@ def test_dead_or_alive(tmp_path: Path, gone: int, seconds: float, elsewhere: boo
     assert (shown.state, shown.heartbeat_seconds) == (state, seconds)
     patient = "running" if seconds == 5 else state
     assert status.collect([tmp_path], dead_minutes=10, now=NOW)[0].state == patient
+
+
+def test_the_lock_tells_where_a_process_number_was_given_anew(tmp_path: Path, gone: int) -> None:
+    """This process's number stands for one that another process has by now; that of an ended one for another container's."""
+    run = running(tmp_path / "run", 5)
+    with FileLock(run / runs.LOCK):
+        assert status.collect([tmp_path], now=NOW)[0].state == "running"
+        running(run, 5, pid=gone)
+        assert status.collect([tmp_path], now=NOW)[0].state == "running"
+    before = (run / runs.LOCK).stat()
+    running(run, 5)
+    assert status.collect([tmp_path], now=NOW)[0].state == "dead"
+    assert status.collect([tmp_path], dead_minutes=10, now=NOW)[0].state == "running"
+    running(run, 5, host="elsewhere")
+    assert status.collect([tmp_path], now=NOW)[0].state == "running"
+    assert (run / runs.LOCK).stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_time_left(tmp_path: Path) -> None:

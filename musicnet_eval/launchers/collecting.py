@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,10 @@ from musicnet_eval import jobs, plans, records, runs
 from musicnet_eval.errors import ConfigError, MusicnetError
 
 Jobs = Sequence[Sequence[str]]  # the overrides of each
+UNWRITABLE = {  # what an error says of a folder that cannot be written; any other means something else
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
 
 
 class Collecting(Launcher):
@@ -71,6 +76,9 @@ def concluded(context: HydraContext | None, config: DictConfig) -> Iterator[None
             context.callbacks.on_multirun_end(config=config)
         raise
     except OSError as error:  # of what Hydra writes for a sweep: jobs keep theirs to themselves
+        if error.errno not in UNWRITABLE:
+            print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         refusal = runs.unwritable(Path(config.hydra.sweep.dir), error)
         print(f"error: {refusal}", file=sys.stderr)
         raise SystemExit(refusal.exit_code) from None

@@ -1,20 +1,25 @@
 """`hydra/launcher=joblib`: several jobs at once in worker processes that are kept from one job to the next.
 
 A worker that is killed breaks joblib's whole pool, and with it the jobs that run beside it; the sweep's tables are written all
-the same. A worker whose sweep is gone interrupts its run, which leaves a checkpoint, and ends: by itself it would train on, take
-another job, and then wait for ever.
+the same. So SIGTERM ends a worker's job and never the worker, and Ctrl-C reaches the sweep only, which tells each worker once. A
+worker whose sweep is gone interrupts its run, which leaves a checkpoint, and ends: by itself it would train on, take another job,
+and then wait for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import joblib
 from hydra.core.utils import JobReturn
@@ -42,6 +47,7 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
     def __init__(self, n_jobs: int, gpus_per_job: float | None = None, **kwargs: Any) -> None:
         joblib_launcher.JoblibLauncher.__init__(self, n_jobs=n_jobs, **kwargs)
         self.gpus_per_job = gpus_per_job
+        self.leave: int | None = None  # exit code with which to leave before all jobs are done
 
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         """Run all jobs; where a worker was killed, none of them can tell its outcome."""
@@ -49,9 +55,19 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
         assert self.task_function is not None
         if not isinstance(self.task_function, Watched):  # it is, from the second batch of a search on
             self.task_function = Watched(self.task_function, os.getpid(), self._gpus())
+        self.joblib.update(initializer=settle, initargs=(os.getpid(),))
+        with self._signals():
+            outcomes = self._outcomes(job_overrides, first)
+        if self.leave is not None:
+            raise SystemExit(self.leave)
+        return outcomes
+
+    def _outcomes(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
         try:
-            outcomes: Sequence[JobReturn] = joblib_launcher.JoblibLauncher.launch(self, job_overrides, first)
+            outcomes: Sequence[JobReturn] = joblib_launcher.JoblibLauncher.launch(self, _Asked(job_overrides, self), first)
         except BrokenExecutor as error:
+            if self.leave is not None:  # a second Ctrl-C
+                return []
             reason = " ".join(str(error).split()).removesuffix(".")
             print(
                 f"failed: a worker of hydra/launcher=joblib was killed, and its neighbours with it ({reason}). Ask again: what "
@@ -61,6 +77,29 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
             )
             return [lost(overrides) for overrides in job_overrides]
         return outcomes
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let the first Ctrl-C or SIGTERM interrupt the jobs, which are then waited for, and the second end them at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del frame
+            workers, again = [worker.pid for worker in multiprocessing.active_children()], self.leave is not None
+            self.leave = 128 + number
+            if not workers:  # none is there yet, or the jobs are done in this process
+                raise SystemExit(self.leave)
+            for worker in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(cast(int, worker), signal.SIGKILL if again else signal.SIGTERM)
+            if not again:  # print could meet itself here
+                os.write(2, b"stopping: the jobs keep a checkpoint and end; Ctrl-C again ends them at once\n")
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _gpus(self) -> float:
         """Say how many GPUs a worker leases.
@@ -84,12 +123,65 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
         return wanted
 
 
+class _Asked(list[Sequence[str]]):
+    """The jobs of a sweep, which end early once it is to be left: joblib takes one when a worker is free."""
+
+    def __init__(self, job_overrides: Jobs, launcher: JoblibLauncher) -> None:
+        super().__init__(job_overrides)
+        self.launcher = launcher
+
+    def __iter__(self) -> Iterator[Sequence[str]]:
+        for overrides in super().__iter__():
+            if self.launcher.leave is not None:
+                return
+            yield overrides
+
+
+# --- in a worker --------------------------------------------------------------------------------------------------------------
+
 _held: list[gpus.Lease] = []  # a worker's, for as long as it lives: CUDA keeps the GPUs that it has once seen
+_early: list[int] = []  # signals that came between two jobs; they are for the next one
+
+
+def settle(parent: int) -> None:
+    """Make a new worker ready: its jobs alone end by SIGTERM, Ctrl-C in the terminal is not for it, and it ends with the sweep.
+
+    Args:
+        parent: Process of the sweep.
+    """
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        del frame
+        if os.getppid() != parent:
+            os._exit(128 + number)
+        _early.append(number)
+
+    if os.name == "posix":
+        os.setpgid(0, 0)  # no process group of the terminal
+    signal.signal(signal.SIGTERM, keep)
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _heeding() -> Iterator[None]:
+    """Let SIGTERM end a worker's job."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        if _early:
+            stop(_early.pop(), None)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass
 class Watched:
-    """The task, in a worker that has GPUs of its own and does not outlive the sweep.
+    """The task, in a worker that has GPUs of its own and outlives its jobs.
 
     Args:
         task: What Hydra calls.
@@ -102,13 +194,22 @@ class Watched:
     gpus_per_job: float
 
     def __call__(self, config: DictConfig) -> Any:
-        """Do one job."""
+        """Do one job; one that was interrupted has no outcome, as one that failed has none."""
+        if os.getpid() == self.parent:  # a single worker is the sweep itself
+            return self._done(config)
+        try:
+            with _heeding():
+                return self._done(config)
+        except (SystemExit, KeyboardInterrupt) as stop:
+            if config.run.on_error == "stop" and getattr(stop, "code", None) == 1:
+                raise  # which ends the sweep
+            return None
+
+    def _done(self, config: DictConfig) -> Any:
         if self.gpus_per_job and not _held:
             devices = gpus.visible()
             while (lease := gpus.lease(devices, self.gpus_per_job)) is None:
                 time.sleep(2)  # another sweep is at them
             _held.append(lease)
             os.environ[gpus.VISIBLE] = ",".join(lease.devices)
-        if os.getpid() != self.parent and not any(thread.name == "sweep-watch" for thread in threading.enumerate()):
-            threading.Thread(target=end_with, args=(self.parent,), name="sweep-watch", daemon=True).start()
         return self.task(config)

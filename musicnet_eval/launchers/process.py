@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from musicnet_eval import environment, jobs, plans
+from musicnet_eval import environment, jobs, plans, status
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.launchers import gpus, workers
 from musicnet_eval.launchers.collecting import Collecting, Jobs
@@ -169,7 +169,7 @@ class ProcessLauncher(Collecting):
 
     def _busy(self, job: Job) -> bool:
         """Say whether a process, ours or not, is at a job's run now."""
-        return self._ours(job) or workers.is_locked(job.log.parent)
+        return self._ours(job) or status.is_locked(job.log.parent) is True
 
     def _ours(self, job: Job) -> bool:
         return any(worker.job.log == job.log for worker in self.running)

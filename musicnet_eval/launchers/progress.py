@@ -129,7 +129,7 @@ class Progress:
 
 def _standing(worker: Worker) -> tuple[str, ...]:
     """Read how far a job is: epoch, time left, training loss, monitored metric; empty before its run has begun."""
-    with contextlib.suppress(RecordError):
+    with contextlib.suppress(RecordError, OSError):  # the folder may go while it is read
         for standing in status.collect([worker.job.log.parent]) if worker.job.planned else []:
             return status.cells(standing)[2:6]
     return ()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from musicnet_eval import records, runs
@@ -55,12 +55,20 @@ class Job:
 
     def done(self) -> bool:
         """Say whether its run is whole, whoever did it."""
-        return self.planned is not None and self.indexed and runs.is_done(self.planned.folder, self.planned.signature)
+        if self.planned is None or not self.indexed:
+            return False
+        try:
+            return runs.is_done(self.planned.folder, self.planned.signature)
+        except OSError:  # a folder that may not be looked into: who cannot do the job either says so
+            return False
 
     def metric(self) -> float | None:
-        """Give the monitored metric of its whole run."""
+        """Give the monitored metric of its whole run; None where somebody has taken the run away just now."""
         assert self.planned is not None
-        return records.read_result(self.planned.folder)["metrics"].get(self.planned.config["monitor"])
+        try:
+            return records.read_result(self.planned.folder)["metrics"].get(self.planned.config["monitor"])
+        except RecordError:
+            return None
 
 
 class Worker:
@@ -135,10 +143,13 @@ class Worker:
         return reason
 
     def last_lines(self, count: int = 5) -> list[str]:
-        """Give the last lines that the process wrote."""
-        with self.job.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            return file.read().decode("utf8", "replace").splitlines()[-count:]
+        """Give the last lines that the process wrote; none where its run folder was moved or removed meanwhile."""
+        try:
+            with self.job.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+                return file.read().decode("utf8", "replace").splitlines()[-count:]
+        except OSError:
+            return []
 
 
 def _moment(job: Job) -> int | None:
@@ -165,19 +176,6 @@ def command(config: DictConfig, number: int, overrides: Sequence[str]) -> list[s
     shared = [str(each) for each in config.hydra.overrides.hydra if not str(each).startswith("hydra.mode=")]
     own = ["hydra.mode=RUN", f"hydra.job.num={number}", f"hydra.job.id={number}"]
     return [sys.executable, "-m", "musicnet_eval.train", *flags, *shared, *overrides, *own]
-
-
-def is_locked(folder: Path) -> bool:
-    """Say whether a process is at a run now."""
-    if not (folder / runs.LOCK).exists():
-        return False
-    lock = FileLock(folder / runs.LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def _reason(code: int) -> str:
