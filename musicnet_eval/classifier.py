@@ -31,6 +31,7 @@ from musicnet_eval.metrics import (
     SegmentScores,
     SongVotes,
     Votes,
+    add_batch,
     compute,
     fit_temperature,
     mean_metric,
@@ -164,7 +165,7 @@ class MusicClassifier(lightning.LightningModule):
             cast(Any, self.loss).validate_args = False
         for name, measure in (("accuracy", right), ("log_loss", running_log_loss)):
             value = measure(scores.detach(), label, multilabel=self.facts.multilabel)
-            cast(MeanMetric, self.running[name]).update(value, len(label))
+            add_batch(cast(MeanMetric, self.running[name]), value, len(label))
         return {"loss": loss, "scores": scores.detach()}  # callbacks may look at the scores
 
     def on_train_epoch_end(self) -> None:
@@ -237,7 +238,7 @@ class MusicClassifier(lightning.LightningModule):
     def _loss(self, scores: Tensor, label: Tensor, split: str) -> Tensor:
         scores = scores.float()  # in mixed precision too: half of a float cannot hold small losses
         loss: Tensor = self.loss(scores if self.cosine_scale is None else scores / self.cosine_scale, label)
-        cast(MeanMetric, self.losses[f"{split}_loss"]).update(loss.detach(), len(label))
+        add_batch(cast(MeanMetric, self.losses[f"{split}_loss"]), loss.detach(), len(label))
         return loss
 
     def calibrate(self) -> None:
@@ -264,6 +265,15 @@ class MusicClassifier(lightning.LightningModule):
             raise ConfigError("scheduler=ReduceLROnPlateau does not say which metric it follows. Use scheduler=plateau.")
         config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        by_all_shards = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)  # Lightning refuses a norm over shards
+        if by_all_shards is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            by_all_shards(gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if scheduler not in self._by_epoch():

@@ -7,6 +7,7 @@ The network and its front end are the run's own; only `data.*` and `trainer.*` m
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import itertools
 import logging
@@ -66,8 +67,12 @@ def calibrate(trainer: Any, model: Any, data: Any) -> dict[str, float]:
 
 
 def _measure(trainer: Any, model: Any, data: Any, split: str) -> dict[str, float]:
+    from musicnet_eval.trainers import shards
+
     run = trainer.validate if split == "val" else trainer.test
-    run(model, datamodule=data, verbose=False)
+    heard = copy.deepcopy(model) if shards(trainer) else model  # what was cut into pieces stays so
+    run(heard, datamodule=data, verbose=False)
+    model.last_votes, model.last_heard = {**model.last_votes, **heard.last_votes}, {**model.last_heard, **heard.last_heard}
     return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
 
 

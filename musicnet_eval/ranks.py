@@ -27,7 +27,7 @@ LAUNCH = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "
 PARENT = "MUSICNET_LEADER"  # process number of the leader, for those that it has started
 TICK = 0.5  # seconds between two looks at the others
 GRACE = 20.0  # seconds in which the leader should notice by itself that another has ended: connections break
-PATIENCE = 600.0  # seconds to wait for a leader that decodes audio
+PATIENCE = 3600.0  # seconds to wait for a leader that decodes audio
 STARTED, TOGETHER = time.time(), 30.0  # when this process began; seconds within which all of a start do
 
 
@@ -42,17 +42,31 @@ def leads(trainer: Mapping[str, Any]) -> bool:
     return not several(trainer) or all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def follow(folder: Path) -> None:
-    """Wait until the leader is ready, and end when it ends."""
+def follow(folder: Path, is_done: Callable[[], bool]) -> bool:
+    """Wait until the leader is ready, and end when it ends; False where there is nothing to do, since the run is done.
+
+    Args:
+        folder: The run's folder.
+        is_done: Whether the run is whole.
+
+    Raises:
+        TrainingError: The leader never gets ready.
+    """
     parent = os.environ.get(PARENT)
     if parent is not None:
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-        return
+        return True
     deadline = time.monotonic() + PATIENCE
     while not _is_ready(folder):
+        if is_done():
+            return False
         if time.monotonic() > deadline:
-            raise TrainingError(f"The leading process did not get ready within {PATIENCE:.0f} s in '{folder}'. See what it says.")
+            raise TrainingError(
+                f"The leading process did not get ready within {PATIENCE / 60:.0f} min in '{folder}'. See what it says; if it "
+                "still decodes audio, let one short run with trainer.devices=1 fill paths.cache first."
+            )
         time.sleep(TICK)
+    return True
 
 
 def _end_with(parent: int) -> None:

@@ -7,6 +7,7 @@ when everything else of the run does.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -39,6 +40,12 @@ def is_done(folder: Path, signature: str) -> bool:
         return records.read_result(folder)["signature"] == signature
     except RecordError:
         return False
+
+
+def outcome(folder: Path, monitor: str) -> float:
+    """Give a metric of a whole run; NaN where it has no number."""
+    value = records.read_result(folder)["metrics"].get(monitor)
+    return math.nan if value is None else value
 
 
 @contextlib.contextmanager
@@ -205,7 +212,8 @@ def update_status(folder: Path, **fields: Any) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Say whether the folder's present attempt is this process's: another one may have begun since its lock was free."""
-    return (folder / records.STATUS).exists() and _earlier(folder).get("pid") == os.getpid()
+    told = _earlier(folder)
+    return (told.get("pid"), told.get("host")) == (os.getpid(), socket.gethostname())
 
 
 def finish(folder: Path, record: RunRecord) -> None:

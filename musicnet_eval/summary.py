@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from musicnet_eval.backbones import resized_to
 from musicnet_eval.finetune import body_stages, freeze, head_names
+from musicnet_eval.trainers import shards
 
 FLOAT_BYTES = 4
 MOMENTS = 2  # that AdamW keeps of each weight that learns; other optimizers keep fewer
@@ -119,9 +120,13 @@ class RunSummary(Callback):
         self.console = console
         self._rows: dict[str, str] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and shards(trainer):  # once it is in pieces, no process can ask it alone
+            self._rows = rows(trainer, pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Here the network is not compiled yet, and lies where it will be trained. One that is in pieces no process can ask alone.
-        if trainer.is_global_zero and "FSDP" not in type(trainer.strategy).__name__:
+        # Here the network is not compiled yet, and lies where it will be trained.
+        if trainer.is_global_zero and not shards(trainer):
             self._rows = rows(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -26,12 +27,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs
+from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs, status
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.launchers.collecting import end_with
 
-# Keys that move runs to another folder: a sweep over one of them has no one folder, and no plan.
+# Keys that move runs to another folder: a sweep over one of them has several.
 PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "paths.runs"}
+Places = dict[Path, dict[int, list[str]]]  # of each folder, the overrides of its jobs by their number in the sweep
 FEW = 8  # jobs that are looked at faster one after the other
 
 _sweep: DictConfig  # whose jobs are looked at
@@ -60,6 +62,7 @@ class SweepTables(Callback):
 
     def __init__(self) -> None:
         self.folders: set[Path] = set()
+        self.places: Places = {}
         self.done: dict[tuple[str, ...], Path] = {}  # of the planned jobs, those that need not be asked for
         self.planned = 0  # jobs; 0 where only the sweeper knows them
         self.total = 0  # of them, those that are not done
@@ -67,24 +70,29 @@ class SweepTables(Callback):
         self.seen: list[bool] = []  # of each job that began in this process, whether it went well
         self.taken: list[bool] = []  # the same, of those that a launcher has handed over
         self.masked = False
+        self.began = 0.0  # when the first job began in this process
 
     @_plainly()
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         del kwargs
         launchers.prepare(config)
-        folder, planned = plans.sweep_folder(config), planned_jobs(config)
-        if folder is None or planned is None:
+        planned = planned_jobs(config)
+        if planned is None:
+            if trials := OmegaConf.select(config, "hydra.sweeper.n_trials"):
+                print(f"search: {trials} trials; runs that are done already answer at once", flush=True)
             return
-        self.folders.add(folder)
-        likely = [] if config.run.force else done_by_overrides(folder, planned)
-        print(forecast(folder, planned, len(likely)), flush=True)
+        self.places = by_folder(config, planned)
+        self.folders.update(self.places)
+        likely = {} if config.run.force else done_by_overrides(self.places)
+        print(forecast(self.places, len(planned), len(likely)), flush=True)
         refusal = None
-        try:
-            jobs.plan(folder, planned)
-        except OSError as error:  # what is done can be said all the same
-            refusal = runs.unwritable(folder, error)
+        for folder, own in self.places.items():
+            try:
+                jobs.plan(folder, own.values())
+            except OSError as error:  # what is done can be said all the same
+                refusal = runs.unwritable(folder, error)
         plans.forget_listings()
-        self.done, self.common = look_through(config, planned, likely), jobs.common(planned)
+        self.done, self.common = look_through(config, likely), jobs.common(planned)
         self.planned, self.total = len(planned), len(self.left(planned))
         for run in self.done.values():
             print(f"done already: {run}", flush=True)
@@ -109,7 +117,14 @@ class SweepTables(Callback):
         if self.total > 1:
             asked = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
             own = [each for each in configs.overrides_without_secrets(asked) if each not in self.common]
-            print(f"[{config.hydra.job.num + 1}/{self.total}] {' '.join(own)}", flush=True)
+            print(f"[{config.hydra.job.num + 1}/{self.total}] {' '.join(own)}{self._left(config.hydra.job.num)}", flush=True)
+
+    def _left(self, ended: int) -> str:
+        """Say how long the rest may take by the mean of the jobs that ended in this process."""
+        self.began = self.began or time.monotonic()
+        if ended == 0 or len(self.seen) <= ended:  # nothing to go by, or other processes are at jobs too
+            return ""
+        return f"; about {status.duration((time.monotonic() - self.began) / ended * (self.total - ended))} left"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del kwargs
@@ -135,7 +150,7 @@ class SweepTables(Callback):
         if self.taken and not self.folders and (folder := plans.sweep_folder(config)) is not None:
             self.folders.add(folder)
         written = [_conclude(folder, config) for folder in sorted(self.folders) if _children(folder)]
-        missing, total = self._count(config)
+        missing, total = self._count()
         if missing:
             how = "failed; each is named above and under its folder"
             if config.run.on_error == "stop":  # others were interrupted, or never begun
@@ -151,17 +166,13 @@ class SweepTables(Callback):
             configs.mask(file)
             self.masked = True
 
-    def _count(self, config: DictConfig) -> tuple[int, int]:
+    def _count(self) -> tuple[int, int]:
         """Count the jobs that are not done, and all: as a launcher told, else as seen here, else by the files of their runs."""
         told = self.taken or self.seen
         if told or (self.planned and not self.total):
             total = self.planned or len(told)
             return total - (self.planned - self.total) - told.count(True), total
-        planned = planned_jobs(config) if self.planned else None
-        if planned is None:
-            return 0, 0
-        (folder,) = self.folders
-        return jobs.unfinished(folder, planned), len(planned)
+        return sum(jobs.unfinished(folder, own.values()) for folder, own in self.places.items()), self.planned
 
 
 def _well(told: JobReturn) -> bool:
@@ -183,42 +194,64 @@ def planned_jobs(config: DictConfig) -> list[list[str]] | None:
     asked += cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
     try:
         parsed = OverridesParser.create().parse_overrides(asked)
-        if any(override.is_sweep_override() and override.get_key_element().lstrip("+~") in PLACES for override in parsed):
-            return None
         (batch,) = BasicSweeper.split_arguments(parsed, None)
     except HydraException:  # a sweep over the files of a group, say, which needs more than the words of the command line
         return None
     return [configs.overrides_without_secrets(job) for job in batch]
 
 
-def done_by_overrides(folder: Path, planned: Sequence[Sequence[str]]) -> list[int]:
-    """Give the places of jobs with the overrides of a whole run: quick, and true unless a default or the data has changed."""
-    known = jobs.by_overrides(jobs.whole(folder))
-    return [place for place, job in enumerate(planned) if jobs.key(job) in known]
+def by_folder(config: DictConfig, planned: Sequence[list[str]]) -> Places:
+    """Say where the runs of each planned job go; a job whose config is too broken to have a place is left out.
+
+    Args:
+        config: The sweep's own config.
+        planned: The overrides of each job.
+    """
+    found: dict[tuple[str, ...], Path | None] = {(): plans.sweep_folder(config)}
+    swept = [tuple(each for each in job if each.lstrip("+~").partition("=")[0] in PLACES) for job in planned]
+    places: Places = {}
+    for number, (where, job) in enumerate(zip(swept, planned, strict=True)):
+        if len(set(swept)) == 1:  # none of them is swept over
+            where = ()
+        if where not in found:
+            found[where] = None
+            with contextlib.suppress(Exception, SystemExit):  # what is wrong is told when the job's turn comes
+                found[where] = plans.sweep_folder(plans.job_config(_quick_loader(), config, number, job))
+        if (folder := found[where]) is not None:
+            places.setdefault(folder, {})[number] = job
+    return places
 
 
-def look_through(config: DictConfig, planned: Sequence[Sequence[str]], likely: Sequence[int]) -> dict[tuple[str, ...], Path]:
+def done_by_overrides(places: Places) -> dict[int, Sequence[str]]:
+    """Give the jobs with the overrides of a whole run: quick, and true unless a default or the data has changed."""
+    likely: dict[int, Sequence[str]] = {}
+    for folder, own in places.items():
+        known = jobs.by_overrides(jobs.whole(folder))
+        likely |= {number: job for number, job in own.items() if jobs.key(job) in known}
+    return likely
+
+
+def look_through(config: DictConfig, likely: Mapping[int, Sequence[str]]) -> dict[tuple[str, ...], Path]:
     """Give the runs of the jobs that are done, by the jobs' overrides: each job's signature decides.
 
     Hydra composes each job twice before it comes to the point; here it is once, and on all cores.
 
     Args:
         config: The sweep's own config.
-        planned: The overrides of each job.
-        likely: Places of the jobs that are worth a look.
+        likely: The overrides of the jobs that are worth a look, by number.
     """
     if not likely:
         return {}
     _share(config)
-    asked = [planned[place] for place in likely]
-    found = [_done(likely[0], asked[0])]  # which lists the tracks for all
-    if len(likely) <= FEW or "torch" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
-        found += map(_done, likely[1:], asked[1:])  # a process with threads of its own is not to be forked
+    (first, *others), (first_asked, *others_asked) = likely.keys(), likely.values()
+    found = [_done(first, first_asked)]  # which lists the tracks for all
+    if len(likely) <= FEW or "torch" in sys.modules or sys.platform != "linux":
+        found += map(_done, others, others_asked)  # a process with threads of its own is not to be forked
     else:
         # A plugin may end its process; the job itself will say so.
         with contextlib.suppress(BrokenExecutor), _lookers() as pool:
-            found += pool.map(_done, likely[1:], asked[1:])
-    return {tuple(job): run for job, run in zip(asked, found, strict=False) if run is not None}
+            found += pool.map(_done, others, others_asked)
+    return {tuple(job): run for job, run in zip(likely.values(), found, strict=False) if run is not None}
 
 
 def _lookers() -> ProcessPoolExecutor:
@@ -235,7 +268,11 @@ def _look(parent: int) -> None:
 
 def _share(config: DictConfig) -> None:
     global _sweep, _loader
-    _sweep, _loader = config, plans.read_once(GlobalHydra.instance().config_loader())
+    _sweep, _loader = config, _quick_loader()
+
+
+def _quick_loader() -> ConfigLoader:
+    return plans.read_once(GlobalHydra.instance().config_loader())
 
 
 def _done(number: int, overrides: Sequence[str]) -> Path | None:
@@ -250,21 +287,27 @@ def _done(number: int, overrides: Sequence[str]) -> Path | None:
     return None
 
 
-def forecast(folder: Path, planned: Sequence[Sequence[str]], done: int) -> str:
+def forecast(folders: Iterable[Path], planned: int, done: int) -> str:
     """Say how many jobs there are, how many of them are done by their overrides, and what the rest may take.
 
-    Time and disk are the means of the whole runs in the folder; where there is none, nothing is said of them.
+    Time and disk are the means of the whole runs in the sweep's folders.
+
+    Args:
+        folders: Where the runs lie.
+        planned: Number of jobs.
+        done: Number of those that are done.
     """
-    text = f"sweep: {len(planned)} jobs, {done} of them done already by their overrides"
-    left = len(planned) - done
+    text = f"sweep: {planned} jobs, {done} of them done already by their overrides"
+    if not (left := planned - done):
+        return text
     seconds, size = [], 0
-    for run in jobs.whole(folder) if left else []:
+    for run in (run for folder in folders for run in jobs.whole(folder)):
         with contextlib.suppress(MusicnetError, OSError):
             told = records.read_result(run)["seconds"].get("total")
             seconds.append(float(told or 0))
             size += sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
     if not seconds:
-        return text
+        return f"{text}; time and disk can be told once a run is whole here"
     minutes, megabytes = left * sum(seconds) / len(seconds) / 60, left * size / len(seconds) / 1e6
     return f"{text}; the rest takes about {minutes:.1f} min and {megabytes:.0f} MB if it is like the {len(seconds)} runs here"
 

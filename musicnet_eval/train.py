@@ -23,14 +23,18 @@ from omegaconf import DictConfig, OmegaConf
 from musicnet_eval import configs, environment, jobs, ranks, records, runs, wandb_run
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.datasets import planted
-from musicnet_eval.errors import MusicnetError
+from musicnet_eval.errors import MusicnetError, TrainingError
 from musicnet_eval.plans import Plan, plan, sweeping, unindexed
 
+REQUEUED = -1  # exit code by which submitit leaves a job that it has put back into the queue
 OBJECTIVE = "test/song/accuracy"  # printed at the end of a run
 
 
 def task(config: DictConfig) -> float | None:
-    """Do one run as Hydra calls it. In a sweep a failure is recorded and None is given, so that the others go on."""
+    """Do one run as Hydra calls it: give its monitored metric, NaN where it has none.
+
+    In a sweep a failure is recorded and None is given, so that the others go on.
+    """
     if not ranks.leads(config.trainer):
         _take_part(config)
         return None
@@ -46,28 +50,46 @@ def task(config: DictConfig) -> float | None:
         if (unlisted := unindexed(config).folder) != planned.folder:
             runs.forget_failure(unlisted)  # an earlier try that could not list its data had another name
         with runs.lock(planned.folder):  # another process may be at it: wait, and take what it has found
-            stored = _stored(planned)
-            return _live(planned) if stored is None else stored
-    except (KeyboardInterrupt, SystemExit) as stop:
-        ended = stop
+            try:
+                stored = _stored(planned)
+                return _live(planned) if stored is None else stored
+            except BaseException as error:  # noted before another process may begin the run
+                ended = _noted(config, planned, error, in_sweep=in_sweep)
+    except BaseException as error:
+        ended = _noted(config, planned, error, in_sweep=in_sweep)
+    finally:
+        _finish_wandb(planned, ended)
+    if _is_interruption(ended):
+        raise SystemExit(130 if isinstance(ended, KeyboardInterrupt) else getattr(ended, "code", 1))
+    if shared and config.run.on_error != "stop":
+        return None
+    raise SystemExit(ended.exit_code if isinstance(ended, MusicnetError) and not in_sweep else 1)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Say whether a signal has ended a run, and not an error or its own code by `sys.exit`."""
+    if isinstance(error, SystemExit):
+        return error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM, REQUEUED)
+    return isinstance(error, KeyboardInterrupt)
+
+
+def _noted(config: DictConfig, planned: Plan | None, error: BaseException, *, in_sweep: bool) -> BaseException:
+    """Say how a run has ended, and write it down; give what is to be said of it."""
+    if _is_interruption(error):
         if planned is not None and runs.is_ours(planned.folder):
             with contextlib.suppress(OSError):
                 runs.interrupt(planned.folder)
             print(f"interrupted: {planned.folder}", file=sys.stderr)
-        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
-    except Exception as error:
-        ended = error
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        try:
-            _record_failure(config, planned, error, in_sweep=in_sweep)
-        except OSError as unwritten:  # the disk is full, most likely, and that was the failure too
-            print(f"its failure could not be recorded ({unwritten})", file=sys.stderr, flush=True)
-        if shared and config.run.on_error != "stop":
-            return None
-        raise SystemExit(error.exit_code if isinstance(error, MusicnetError) and not in_sweep else 1) from None
-    finally:
-        _finish_wandb(planned, ended)
+        return error
+    if isinstance(error, SystemExit):
+        error = TrainingError(f"The run was left by sys.exit({error.code!r}) in its own code: a plugin's, or a package's.")
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exc()
+    try:
+        _record_failure(config, planned, error, in_sweep=in_sweep)
+    except OSError as unwritten:  # the disk is full, most likely, and that was the failure too
+        print(f"its failure could not be recorded ({unwritten})", file=sys.stderr, flush=True)
+    return error
 
 
 def _stored(planned: Plan) -> float | None:
@@ -75,7 +97,7 @@ def _stored(planned: Plan) -> float | None:
     if planned.config["run"]["force"] or not runs.is_done(planned.folder, planned.signature):
         return None
     print(f"done already: {planned.folder}", flush=True)
-    return records.read_result(planned.folder)["metrics"][planned.config["monitor"]]
+    return runs.outcome(planned.folder, planned.config["monitor"])
 
 
 def _live(planned: Plan) -> float | None:
@@ -94,14 +116,15 @@ def _live(planned: Plan) -> float | None:
     print(
         f"done: {OBJECTIVE} {record['metrics'][OBJECTIVE]:.3f} on {songs} songs, {record['seconds']['total']:.0f} s", flush=True
     )
-    return record["metrics"].get(planned.config["monitor"])
+    return runs.outcome(planned.folder, planned.config["monitor"])
 
 
 def _fitted(planned: Plan) -> RunRecord:
     """Train and test; a slip costs no earlier record."""
     from musicnet_eval.failures import fit_in_memory
-    from musicnet_eval.training import fit
+    from musicnet_eval.training import fit, forget_damaged
 
+    forget_damaged(planned.folder)
     try:
         return fit_in_memory(lambda config: fit(replace(planned, config=config)), planned.config, planned.folder)
     except MusicnetError as error:
@@ -114,7 +137,9 @@ def _take_part(config: DictConfig) -> None:
     """Be one of several processes of a run, which another one leads: that one has the run's folder, and says what comes out."""
     try:
         planned = plan(config)
-        ranks.follow(planned.folder)
+        wanted = not planned.config["run"]["force"]
+        if not ranks.follow(planned.folder, lambda: wanted and runs.is_done(planned.folder, planned.signature)):
+            return
         from musicnet_eval.training import take_part
 
         take_part(planned)
@@ -149,7 +174,7 @@ def _leaving() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, *, in_sweep: bool) -> None:
+def _record_failure(config: DictConfig, planned: Plan | None, error: BaseException, *, in_sweep: bool) -> None:
     """Say what went wrong, and write `failed.json`, unless the run is whole as before, or a single one that never began."""
     said = f"error: {error}" if isinstance(error, MusicnetError) else f"failed: {type(error).__name__}: {error}"
     print(environment.without_secrets(said), file=sys.stderr, flush=True)
@@ -172,14 +197,14 @@ def _record_failure(config: DictConfig, planned: Plan | None, error: Exception, 
         print(f"see {where.folder / records.FAILED}", file=sys.stderr, flush=True)
 
 
-def _is_usage(error: Exception) -> bool:
+def _is_usage(error: BaseException) -> bool:
     return isinstance(error, MusicnetError) and error.exit_code == MusicnetError.exit_code
 
 
 def _finish_wandb(planned: Plan | None, ended: BaseException | None) -> None:
     """End this run's W&B run as the run has ended: without it, the next job of a sweep would log into the same one."""
     code = 0 if ended is None else 1
-    if isinstance(ended, (KeyboardInterrupt, SystemExit)):
+    if _is_interruption(ended):
         code = getattr(ended, "code", None) or 130
     told = wandb_run.finish(code, f"{type(ended).__name__}: {ended}" if code == 1 else None)
     if told is not None and planned is not None and runs.is_ours(planned.folder):

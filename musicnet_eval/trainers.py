@@ -6,12 +6,25 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.cuda import is_available as cuda_is_available
 
 from musicnet_eval import configs
 from musicnet_eval.errors import ConfigError, nearest
 from musicnet_eval.metrics import monitorable
 
+BY_NUMBER = (
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "SGD",
+)  # never look at a whole weight
 LOWER_IS_BETTER = ("loss", "log_loss", "brier", "ece", "ece_adaptive")
 
 
@@ -32,8 +45,11 @@ def make_trainer(node: Mapping[str, Any], **arguments: Any) -> Any:
             f"trainer.precision={asked} changes the weights themselves, while images and losses stay float32. "
             "Use bf16-mixed, 16-mixed (on a GPU) or 32-true."
         )
-    if "fsdp" in str(node.get("strategy")).lower() and not cuda_is_available():
-        raise ConfigError("trainer=fsdp needs GPUs with CUDA, and there is none here. Use trainer=ddp, or trainer=default.")
+    if "fsdp" in str(node.get("strategy")).lower() and node.get("accelerator") != "cpu" and not cuda_is_available():
+        raise ConfigError(
+            "trainer=fsdp needs GPUs with CUDA, and there is none here. Use trainer=ddp, or trainer=default; to try it out on "
+            "CPUs, trainer=fsdp trainer.accelerator=cpu trainer.devices=2."
+        )
     usual = {
         "logger": False,
         "enable_checkpointing": False,
@@ -64,6 +80,10 @@ def check_several(config: Mapping[str, Any], trainer: Any, *, shared: bool) -> N
     """
     devices = trainer.num_devices * trainer.num_nodes
     if devices == 1:
+        if shards(trainer):
+            raise ConfigError(
+                "trainer=fsdp with one device has nothing to cut. Use trainer.devices=2 or more, or trainer=default."
+            )
         return
     many = f"trainer.devices={trainer.num_devices}" + (
         f", trainer.num_nodes={trainer.num_nodes}" if trainer.num_nodes > 1 else ""
@@ -94,14 +114,32 @@ def check_several(config: Mapping[str, Any], trainer: Any, *, shared: bool) -> N
     ):
         if value:
             raise ConfigError(f"{key} does not go with {many}. {instead}.")
-    averaging = [name for name, node in config["callbacks"].items() if "WeightAveraging" in str((node or {}).get("_target_"))]
-    if averaging and shards(trainer):
-        raise ConfigError(f"callbacks={averaging} averages whole weights, and trainer=fsdp cuts them. Use trainer=ddp.")
+    if shards(trainer):
+        _check_shards(config)
+
+
+def _check_shards(config: Mapping[str, Any]) -> None:
+    """Refuse what looks at whole weights, where each process holds a part of them, and what PyTorch would mix up."""
+    if config["model"]["channels_last"]:
+        raise ConfigError(
+            "model.channels_last=true with trainer=fsdp would go on from a checkpoint with the optimizer's state in "
+            "another order than its weights. Use model.channels_last=false."
+        )
+    optimizer = str(config["optimizer"].get("_target_")).rpartition(".")[2]
+    if optimizer not in BY_NUMBER:
+        raise ConfigError(
+            f"optimizer={optimizer} may look at whole weights, and trainer=fsdp cuts them. Use trainer=ddp, or one of "
+            f"{', '.join(BY_NUMBER)}."
+        )
+    for name, node in config["callbacks"].items():
+        target = str((node or {}).get("_target_"))
+        if "WeightAveraging" in target or target.endswith("Histograms"):
+            raise ConfigError(f"callbacks.{name} looks at whole weights, and trainer=fsdp cuts them. Use trainer=ddp.")
 
 
 def shards(trainer: Any) -> bool:
     """Say whether each process holds but a part of the weights."""
-    return "FSDP" in type(trainer.strategy).__name__
+    return isinstance(trainer.strategy, FSDPStrategy)
 
 
 def check_monitor(monitor: str, mode: str, *, sweeping: bool) -> None:

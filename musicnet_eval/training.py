@@ -133,16 +133,20 @@ def _tested(planned: Plan, data: Any, model: Any, trainer: Any) -> tuple[Any, di
     return model, metrics
 
 
-def _cut_short_at(folder: Path) -> str | None:
-    """Name the checkpoint from which a run goes on, if it was cut short."""
+def forget_damaged(folder: Path) -> None:
+    """Have a run begin anew, loggers and tables too, whose checkpoints cannot be gone on from."""
     from musicnet_eval.checkpoints import can_go_on
 
     last = runs.last_checkpoint(folder)
-    if not last.is_file():
-        return None
-    if not can_go_on(last):
+    if last.is_file() and not can_go_on(last):
         print(f"checkpoints in {last.parent} are damaged, as after a power cut: the run begins anew", file=sys.stderr, flush=True)
-        last.unlink()
+        runs.start_over(folder)
+
+
+def _cut_short_at(folder: Path) -> str | None:
+    """Name the checkpoint from which a run goes on, if it was cut short."""
+    last = runs.last_checkpoint(folder)
+    if not last.is_file():
         return None
     print(f"goes on from {last}", flush=True)
     return str(last)

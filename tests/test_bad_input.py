@@ -62,8 +62,21 @@ GOOD = ("data=folder", "backbone=stats_linear", *TINY)
         ),
         (["trainer.devices=2", "+trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn copies a process"),
         (
-            ["trainer=fsdp", "trainer.accelerator=cpu"],
+            ["trainer=fsdp", "trainer.accelerator=cuda"],
             "trainer=fsdp needs GPUs with CUDA, and there is none here. Use trainer=ddp",
+        ),
+        (["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1"], "trainer=fsdp with one device has nothing to cut"),
+        (
+            ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "model.channels_last=true"],
+            "in another order than its weights. Use model.channels_last=false",
+        ),
+        (
+            ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "optimizer=muon"],
+            "optimizer=Muon may look at whole weights, and trainer=fsdp cuts them",
+        ),
+        (
+            ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "callbacks=[default,ema]"],
+            "callbacks.ema looks at whole weights, and trainer=fsdp cuts them",
         ),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"], "each host: torchrun, or srun"),
         (["trainer.devices=2", "-m"], "would begin the sweep anew. Use hydra/launcher=process"),

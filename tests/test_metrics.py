@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,19 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.metrics import METRICS, ONE_LABEL, VOTES, Heard, SegmentScores, SongVotes, compute, fit_temperature, names
+from musicnet_eval.metrics import (
+    METRICS,
+    ONE_LABEL,
+    VOTES,
+    Heard,
+    SegmentScores,
+    SongVotes,
+    add_batch,
+    compute,
+    fit_temperature,
+    mean_metric,
+    names,
+)
 from musicnet_eval.segments import EvalOrder
 
 Truth = Callable[[np.ndarray, np.ndarray], float]
@@ -265,6 +278,15 @@ def _rank(rank: int, world: int, folder: str) -> None:
 def five_songs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     songs = torch.tensor([0, 0, 1, 2, 2, 2, 4, 4, 4, 7, 7])
     return torch.randn(11, 3, generator=torch.Generator().manual_seed(3)), songs, songs % 3
+
+
+def test_running_means_weigh_batches_by_their_size() -> None:
+    mean = mean_metric()
+    for value, size in ((1.0, 4), (2.0, 1)):
+        add_batch(mean, torch.tensor(value), size)
+    assert mean.compute() == pytest.approx(6 / 5)
+    add_batch(mean, torch.tensor(math.nan), 3)
+    assert mean.compute().isnan()  # a loss that is no number is not passed over
 
 
 @pytest.mark.slow

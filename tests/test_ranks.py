@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from musicnet_eval import ranks, records
 from tests.conftest import TINY, Command, only_run
@@ -35,7 +36,7 @@ class Fail(Callback):
         ({"devices": "auto"}, True),
         ({"num_nodes": 2}, True),
         ({"strategy": "ddp"}, True),
-        ({"strategy": {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}}, True),
+        ({"strategy": {"_target_": "musicnet_eval.strategies.FSDP"}}, True),
     ],
 )
 def test_several(node: dict[str, object], several: bool) -> None:
@@ -129,3 +130,49 @@ def test_two_processes_train_as_one(tones: Path, train: Command, tmp_path: Path,
         assert row[:4] == alone[:4]
         assert row.probabilities == pytest.approx(alone.probabilities, abs=2e-6)
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_shards_train_as_one_process_does(
+    tones: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train a network in two shards, one of which fails so that the run goes on later, and in one process: the same numbers."""
+    from musicnet_eval.evaluate import evaluate
+
+    (tmp_path / "fail.py").write_text(FAIL)
+    # A network without batch statistics, whose gradients are the mean over processes; clipping takes the norm over all shards.
+    common = [
+        "data=folder",
+        f"data.root={tones}",
+        "backbone=test_convnext",
+        *TINY,
+        "data.folds=6",
+        "trainer.gradient_clip_val=0.5",
+    ]
+    assert train(*common, "hydra.run.dir=one") == 0
+    two = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2", "paths.data=."]
+    words = [*common, *two, "plugins=[fail]", "+callbacks.fail._target_=fail.Fail", "hydra.run.dir=cut"]
+    ends = []
+    (tmp_path / "fail").touch()
+    for _ in range(2):
+        command = [sys.executable, "-m", "musicnet_eval.train", *words]
+        ends.append(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300))
+    assert [end.returncode for end in ends] == [1, 0], ends[1].stderr
+    assert "ValueError: the disk of rank 1 is gone" in ends[0].stderr
+    assert "2 epochs, 6 steps (3 left); 32-true on 2 processes" in ends[1].stdout
+
+    whole, cut = tmp_path / "one", tmp_path / "cut"
+    curves = [records.read_curves(run) for run in (whole, cut)]
+    for row, again in zip(*curves, strict=True):
+        assert again == pytest.approx(row, abs=1e-4)
+    largest = [max(file.numel() for file in _state(run).values()) for run in (whole, cut)]
+    assert largest[0] == largest[1]  # checkpoints are those of one device
+    for row, again in zip(records.read_predictions(whole), records.read_predictions(evaluate(cut, [])), strict=True):
+        assert row[:4] == again[:4]
+        assert again.probabilities == pytest.approx(row.probabilities, abs=1e-4)
+    capsys.readouterr()
+
+
+def _state(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    return state

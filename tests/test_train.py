@@ -119,6 +119,12 @@ def test_curves_have_one_row_an_epoch(finished: Path) -> None:
     assert {"step", "lr", "train/segment/accuracy", "train/segment/loss", "val/segment/loss", "val/song/f1_macro"} <= set(rows[0])
 
 
+def test_a_smaller_last_batch_weighs_less(tones: Path, train: Command, tmp_path: Path) -> None:
+    assert train("data=folder", f"data.root={tones}", "backbone=stats_linear", *TINY, "data.batch_size=5") == 0
+    for row in records.read_curves(only_run(tmp_path / "runs")):  # 12 segments to validate on: batches of 5, 5 and 2
+        assert row["val/segment/loss"] == pytest.approx(row["val/segment/log_loss"], rel=1e-5)
+
+
 def test_checkpoints_hold_tensors_and_plain_data_only(finished: Path) -> None:
     for name in ("best", "last"):
         checkpoint = torch.load(only_run(finished) / "checkpoints" / f"{name}.ckpt", weights_only=True)

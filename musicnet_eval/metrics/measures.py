@@ -239,5 +239,16 @@ def running_log_loss(scores: Tensor, label: Tensor, *, multilabel: bool) -> Tens
 
 
 def mean_metric() -> MeanMetric:
-    """Give a running mean for losses, weighted by batch size."""
+    """Give a running mean of what batches say (`add_batch`). It looks for no NaN: the CPU would wait for the device."""
     return MeanMetric(nan_strategy="disable")
+
+
+def add_batch(mean: MeanMetric, value: Tensor, size: int) -> None:
+    """Add a batch's mean to a running one, as often as the batch has items.
+
+    Args:
+        mean: A `mean_metric`.
+        value: The batch's mean.
+        size: Items in the batch.
+    """
+    mean.update(value.expand(size))  # weights are lost where NaN is not looked for (torchmetrics#3434)
