@@ -110,6 +110,8 @@ def _logged(record: Mapping[str, Any], folder: Path) -> dict[str, str] | None:
     if not wandb_sweep.logged(record["config"]):
         return None
     asked, told = record["config"]["logger"]["wandb"], record["facts"].get("wandb") or {}
+    if told.get("mode") == "disabled":
+        return None
     parts = urlsplit(str(told.get("url") or "")).path.strip("/").split("/")
     return {
         "project": str(told.get("project") or asked.get("project") or wandb_run.PROJECT),
@@ -322,7 +324,8 @@ def save(made: Any, folder: Path) -> str:
     except MusicnetError:
         raise
     except Exception as error:  # whatever wandb, its service or the server raises
-        wandb_run.leave_service()  # it would go on trying, and keep this command from ending
+        with wandb_run.guarded("leave its service"):
+            wandb_run.leave_service()  # it would go on trying, and keep this command from ending
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if "did not respond in time" in reason:  # wandb calls its own process busy, which still waits for the server
             reason = f"no answer from {address}"
@@ -345,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("musicnet-dashboard", description=DESCRIPTION, epilog=EPILOG, formatter_class=lines)
     parser.add_argument("folder", metavar="SWEEP_DIR", type=Path, help="a folder that holds the runs of a sweep")
     parser.add_argument("--project", metavar="P", help="W&B's project; default: the one that the runs were logged to")
-    parser.add_argument("--entity", metavar="E", help="W&B's team or user; default: WANDB_ENTITY, else that of the runs")
+    parser.add_argument("--entity", metavar="E", help="W&B's team or user; default: that of the runs, else WANDB_ENTITY")
     parser.add_argument("--metric", default=leaderboard.METRIC, help=f"what is compared; default: {leaderboard.METRIC}")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the workspace there as JSON, and ask no server")
     options = parser.parse_args(arguments)

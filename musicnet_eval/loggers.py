@@ -90,6 +90,8 @@ class MLflow(_ByEpoch, MLFlowLogger):
 
     def __init__(self, run: Plan, save_dir: str, tracking_uri: str | None = None, **options: Any) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers what is called otherwise
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own seven take minutes where nobody answers
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         _require("mlflow", "mlflow")
         folder, kept = Path(save_dir).resolve(), run.folder / records.LOGS / "mlflow.json"
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

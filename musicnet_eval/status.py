@@ -25,7 +25,9 @@ from musicnet_eval.pipes import ends_with_reader
 
 DEAD_MINUTES = 0.0
 LOSS = "train/segment/loss"
+NOTE = 16  # columns that a watched note keeps beside a long name
 STATES = ("done", "running", "dead", "interrupted", "failed", "missing", "unknown")
+WATCHED = ("running", "dead", "failed", "interrupted", "unknown", "missing", "done")  # whoever watches looks at these first
 COLOURS = {"done": "green", "running": "cyan", "dead": "red", "failed": "red", "interrupted": "yellow", "missing": "dim"}
 HEADINGS = ("run", "state", "epoch", "left", "train loss", "val", "heartbeat", "note")
 DESCRIPTION = """\
@@ -41,7 +43,7 @@ states:
                nobody here knows: it stays running, with the age of its heartbeat
   interrupted  stopped by Ctrl-C or SIGTERM; asked for again it goes on
   failed       with the first line of its error; failed.json holds the rest
-  missing      planned by the latest sweep in its folder, not begun; named by its overrides
+  missing      planned by the latest sweep in its folder, not begun; named by what sets it apart in its sweep
   unknown      status.json is damaged, or says done of a run whose result.json is gone or damaged
 
 columns:
@@ -67,7 +69,7 @@ class Standing:
     """How one run, or one job that has no run yet, stands.
 
     Args:
-        run: Path of its folder; the overrides of a job that has none.
+        run: Path of its folder; of a job that has none, the overrides that set it apart in its sweep.
         state: One of `STATES`.
         epoch: The epoch it is in, from 0.
         epochs: Epochs to do.
@@ -116,7 +118,9 @@ def collect(folders: Iterable[Path], dead_minutes: float = DEAD_MINUTES, now: da
         # A job is enrolled before it begins: one that could not, on a full disk say, has no file to be found by.
         begun = replace(ledger, runs={job: run for job, run in ledger.runs.items() if run in here})
         missing = begun.unbegun(jobs.by_overrides(here.values()))
-        shown += [Standing(run=" ".join(job), state="missing") for job in missing]
+        shared, sweep = jobs.common(ledger.jobs), f"{ledger.folder.name}: " if len(ledgers) > 1 else ""
+        own = [[override for override in job if override not in shared] or job for job in missing]  # secrets masked in the plan
+        shown += [Standing(run=sweep + " ".join(overrides), state="missing") for overrides in own]
     return shown
 
 
@@ -264,18 +268,39 @@ def _nearer(shown: Sequence[Standing], folders: Sequence[Path]) -> list[Standing
     return [Standing(**{**asdict(standing), "run": standing.run.removeprefix(root)}) for standing in shown]
 
 
-def _table(shown: Sequence[Standing]) -> Any:
+def _table(shown: Sequence[Standing], size: tuple[int, int] | None = None) -> Any:
+    """Draw all runs, long texts folded; given a terminal's columns and rows, what fits: a line a run, the lively ones first."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, caption=counted(shown), caption_justify="left", header_style="bold")
+    drawn, cut = list(shown), size is not None
+    below = [Text(counted(shown), style="dim italic", no_wrap=cut, overflow="ellipsis")]
+    if size is not None:
+        drawn.sort(key=lambda standing: (*WATCHED, standing.state).index(standing.state))
+        room = max(size[1] - 3, 0)  # but the headings, what is left out, and the counts
+        if len(drawn) > room + 1:
+            below.insert(0, Text(f"… and {len(drawn) - room} more ({counted(drawn[room:])})", no_wrap=True, overflow="ellipsis"))
+            del drawn[room:]
+    rows = [tuple(map(printable, cells(standing))) for standing in drawn]
+    if size is not None:  # too long a note is cut first, then the name, never a number
+        *others, note = (max(map(len, column)) for column in list(zip(HEADINGS, *rows, strict=True))[1:])
+        name = max(size[0] - sum(others) - min(note, NOTE) - len(HEADINGS) + 1, NOTE)
+        rows = [(_shortened(row[0], name), *row[1:]) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0 if cut else 1))
     for heading in HEADINGS:
-        table.add_column(heading, overflow="fold", justify="right" if heading in HEADINGS[2:7] else "left")
-    for standing in shown:
-        texts = [Text(printable(cell)) for cell in cells(standing)]
+        justify: Any = "right" if heading in HEADINGS[2:7] else "left"
+        table.add_column(heading, overflow="ellipsis" if cut else "fold", justify=justify, no_wrap=cut and heading != "note")
+    for standing, row in zip(drawn, rows, strict=True):
+        texts = [Text(cell, no_wrap=cut) for cell in row]
         texts[1].stylize(COLOURS.get(standing.state, ""))
         table.add_row(*texts)
-    return table
+    return Group(table, *below)
+
+
+def _shortened(name: str, width: int) -> str:
+    """Cut the middle out of a name: it begins with the network and ends with seed and signature."""
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[-(width - width // 2) :]}"
 
 
 def lines(shown: Sequence[Standing]) -> list[str]:
@@ -337,7 +362,7 @@ def _positive(text: str) -> float:
 
 def _show(shown: Sequence[Standing], options: argparse.Namespace) -> None:
     if options.format == "json":
-        print(json.dumps([asdict(standing) for standing in shown], indent=1), flush=True)
+        print(json.dumps(records.finite([asdict(standing) for standing in shown]), indent=1, allow_nan=False), flush=True)
     elif sys.stdout.isatty():
         from rich.console import Console
 
@@ -357,11 +382,12 @@ def _watch(shown: list[Standing], options: argparse.Namespace) -> list[Standing]
         return shown
     from rich.live import Live
 
-    with Live(_table(_nearer(shown, options.folders)), auto_refresh=False) as live:
+    with Live(auto_refresh=False) as live:
         while _waiting(shown):
+            live.update(_table(_nearer(shown, options.folders), live.console.size), refresh=True)
             time.sleep(options.watch)
             shown = collect(options.folders, options.dead_after)
-            live.update(_table(_nearer(shown, options.folders)), refresh=True)
+        live.update(_table(_nearer(shown, options.folders)))  # all of it stays when Live ends
     return shown
 
 

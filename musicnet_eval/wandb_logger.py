@@ -81,7 +81,8 @@ class RunLogger(WandbLogger):
             raise ConfigError(f"logger.wandb.save_dir={save_dir!r} must be a folder.")
         self.run, self.hardest, self.audio_seconds, self.media_megabytes = run, hardest, audio_seconds, media_megabytes
         self.checkpoints, self.fitted = CHECKPOINTS[checkpoints], False
-        self.identity, experiment = wandb_run.identity(run.signature, str(run.choices["data"])), None
+        sweep = run.folder.resolve().parent.name
+        self.identity, experiment = wandb_run.identity(run.signature, str(run.choices["data"]), sweep), None
         if getattr(rank_zero_only, "rank", 0) == 0:
             experiment = wandb_run.start(
                 Path(save_dir),
@@ -92,7 +93,7 @@ class RunLogger(WandbLogger):
                 settings=settings,
                 project=project,
                 entity=entity,
-                group=run.folder.resolve().parent.name[:128] if group is None else group,
+                group=sweep[:128] if group is None else group,
                 tags=_tags(run.choices, tags),
                 id=self.identity,
                 name=run.title[:128],
@@ -168,6 +169,8 @@ def _identity(run: Plan) -> dict[str, Any]:
 
 def _tags(choices: Mapping[str, Any], more: Iterable[str]) -> list[str]:
     """List the words that name a run, each once; W&B takes 64 characters."""
+    if isinstance(more, str) or not all(map(str, more)):
+        raise ConfigError(f"logger.wandb.tags={more!r} must be a list of words: logger.wandb.tags=[mine].")
     chosen = (str(choices[name]) for name in ("data", "backbone", "loss", "spectrogram", "augment") if choices.get(name))
     return list(dict.fromkeys(tag[:64] for tag in (*chosen, *map(str, more)) if tag != "none"))
 

@@ -39,7 +39,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -50,7 +49,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from musicnet_eval import wandb_settings
+from musicnet_eval import wandb_files, wandb_settings
 from musicnet_eval.environment import without_secrets
 from musicnet_eval.errors import ConfigError
 
@@ -68,7 +67,6 @@ STATES = {0: "done", 1: "failed"}  # by exit code; any other is that of a signal
 
 ASK_AGAIN_SECONDS = 300.0  # after a server did not answer
 GRACE_SECONDS = 5.0  # that wandb itself may take beyond its own time limit
-SYNC = "wandb sync --no-skip-online"  # which by itself leaves out what began online, also where the server went away
 FULL_BYTES = 1_000_000  # left of a disk
 
 
@@ -90,9 +88,15 @@ _present: Session | None = None
 _unreachable: tuple[float, str] | None = None  # when a server last did not answer, and its own words
 
 
-def identity(signature: str, data: str) -> str:
-    """Give the id of a run's W&B run; data sets of one layout, say with noise and without, share the signature alone."""
-    return f"{signature}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
+def identity(signature: str, *more: str) -> str:
+    """Give the id of a run's W&B run.
+
+    Args:
+        signature: The run's.
+        more: What the signature leaves out: the data set, as those of one layout (say with noise and without) share it, and the
+            folder of the sweep, as one run may be asked for in two experiments.
+    """
+    return f"{signature}-{hashlib.sha256(repr(more).encode()).hexdigest()[:6]}"
 
 
 def start(
@@ -137,6 +141,9 @@ def start(
     if reason := wandb_settings.unwritable(save_dir):
         _note(f"could not begin, and the run goes on without ({reason})")
         wanted = "disabled"
+    if wanted == "online" and not anew:
+        with guarded("upload first what earlier attempts have left"):
+            wandb_files.send_earlier(save_dir / "wandb", str(asked["id"]), init_seconds)
     try:
         with wandb_settings.masked_arguments():
             resume = None if anew else "allow"
@@ -159,7 +166,8 @@ def _opened(run: Any, told: dict[str, Any], anew: bool) -> None:
     folder = Path(run.dir).parent
     told["id"], told["project"], told["folder"] = run.id, run.project, str(folder)  # with WANDB_SWEEP_ID wandb chooses the id
     if anew:
-        _replace(folder, run.id)
+        with guarded("mark earlier attempts as replaced"):
+            wandb_files.replace(folder, run.id)
     else:
         _forget_end(run)
     if told["mode"] == "online":
@@ -211,20 +219,6 @@ def _why_not_online() -> str:
     return "no API key: run `wandb login` once, or set WANDB_API_KEY"
 
 
-def _replace(folder: Path, name: str) -> None:
-    """Have `wandb sync` leave out earlier attempts of a run that begins anew."""
-    with guarded("mark earlier attempts as replaced"):
-        for earlier in folder.parent.glob(f"*run-*-{name}"):
-            if earlier.name != folder.name:
-                _mark_synced(earlier)
-
-
-def _mark_synced(folder: Path) -> None:
-    """Mark files as `wandb sync` does what it has uploaded, so that it leaves them out."""
-    for file in folder.glob("run-*.wandb"):
-        file.with_name(f"{file.name}.synced").touch()
-
-
 def _forget_end(run: Any) -> None:
     """Take from the summary how an earlier attempt ended, which a server has handed back: this one may end otherwise."""
     with guarded("clear the end of an earlier attempt"):
@@ -258,7 +252,7 @@ def finish(exit_code: int = 0, error: str | None = None) -> dict[str, Any] | Non
         bounded("upload everything", lambda: run.finish(exit_code=exit_code), GRACE_SECONDS)
         if session.told["mode"] == "online" and not session.unsent:
             with guarded("mark its files as uploaded"):
-                _mark_synced(Path(session.told["folder"]))
+                wandb_files.mark_synced(Path(session.told["folder"]))
         with contextlib.suppress(OSError):
             if shutil.disk_usage(session.told["folder"]).free < FULL_BYTES:
                 _note("may not have all of the run on disk: there is no room left")
@@ -295,10 +289,10 @@ def leave_service() -> None:
 
 
 def _say_how_to_sync(session: Session) -> None:
-    """Print one line on where the files are; of a resumed run all attempts', which `wandb sync` takes in their order."""
+    """Print one line on how to upload what lies on disk."""
     if session.told["mode"] == "offline" or session.unsent:
-        files = f"{shlex.quote(str(Path(session.told['folder']).parent))}/*run-*-{session.told['id']}"
-        print(f"W&B: {session.told['mode']}; upload with: {SYNC} {files}", flush=True)
+        command = wandb_files.upload_command(Path(session.told["folder"]).parent, session.told["id"])
+        print(f"W&B: {session.told['mode']}; upload with: {command}", flush=True)
 
 
 def told() -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musicnet_eval import leaderboard, records, wandb_run
+from musicnet_eval import leaderboard, records, wandb_files, wandb_run
 from musicnet_eval.errors import MusicnetError
 from musicnet_eval.leaderboard.tables import COLUMNS
 
@@ -50,10 +50,11 @@ def publish(folder: Path, board: Board, page: Path, options: Mapping[str, Any]) 
     wandb_run.bounded("log the leaderboard", lambda: _log(run, board, page))
     told = wandb_run.finish()
     if told is not None:
-        records.write_json(folder / KEPT, told)
+        with wandb_run.guarded(f"write {KEPT}"):
+            records.write_json(folder / KEPT, told)
         if told["mode"] == "offline":
             beside = shlex.quote(str(Path(told["folder"]).parent))
-            print(f"W&B: all that lies there: {wandb_run.SYNC} {beside}/*run-*", flush=True)
+            print(f"W&B: all that lies there: {wandb_files.SYNC} {beside}/*run-*", flush=True)
 
 
 def logged(config: Mapping[str, Any]) -> bool:

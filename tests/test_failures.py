@@ -169,6 +169,43 @@ def test_a_halved_run_that_is_cut_short_goes_on_halved(
     assert facts["halved"] == {"data.batch_size": 2, "trainer.accumulate_grad_batches": 2}
 
 
+LEAVES = """
+import sys
+from lightning.pytorch.callbacks import Callback
+
+
+class Panic(BaseException):
+    '''What a library written in another language may raise.'''
+
+
+class Leave(Callback):
+    def __init__(self, by):
+        self.by = by
+
+    def on_train_start(self, trainer, module):
+        if self.by == "panic":
+            raise Panic("overflow")
+        if self.by != "nothing":
+            sys.exit(int(self.by))
+"""
+
+
+def test_code_that_leaves_fails_its_run_alone(
+    train: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    plugin = ["plugins=[leaves]", "+callbacks.leave._target_=leaves.Leave"]
+    assert train("-m", *small, *plugin, "+callbacks.leave.by='0','7',panic,nothing") == 1
+    runs = records.find_runs([tmp_path / "runs"])
+    assert sorted(map(records.state, runs)) == ["done", "failed", "failed", "failed"]
+    errors = {str(failure(run)["error"]) for run in runs if records.state(run) == "failed"}
+    told = "TrainingError: The run was left by sys.exit({}) in its own code: a plugin's, or a package's."
+    assert errors == {told.format(0), told.format(7), "Panic: overflow"}
+    assert "3 of 4 runs failed" in capsys.readouterr().err
+    assert train(*small, *plugin, "+callbacks.leave.by='7'", "run.max_attempts=1") == 1  # it counts as a failure
+    assert "run.max_attempts=1 allows no more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", [3, 6, 2])
 @pytest.mark.slow
 def test_what_cannot_be_halved_fails(train: Command, small: list[str], tmp_path: Path, size: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from musicnet_eval import ranks, records
+from musicnet_eval import ranks, records, runs
+from musicnet_eval.errors import TrainingError
 from tests.conftest import TINY, Command, only_run
 
 ONE = {"devices": 1, "num_nodes": 1, "strategy": None}
@@ -61,6 +63,17 @@ def test_one_process_leads(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]
         monkeypatch.setenv(name, value)
     assert ranks.leads(ONE | {"devices": 2}) is leads
     assert ranks.leads(ONE)  # a run of its own beside others of the same Slurm step
+
+
+def test_who_follows_waits_for_a_leader_or_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ranks.PARENT, raising=False)
+    answers = iter([False, True])
+    assert ranks.follow(tmp_path, lambda: next(answers)) is False  # the leader found it done: nobody will call
+    runs.update_status(tmp_path, launch={"name": ranks._launch(), "at": time.time()})
+    assert ranks.follow(tmp_path, lambda: False) is True
+    monkeypatch.setattr(ranks, "PATIENCE", 0.0)
+    with pytest.raises(TrainingError, match=r"trainer\.devices=1 fill paths\.cache first"):
+        ranks.follow(tmp_path / "other", lambda: False)
 
 
 STUCK = """

@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_named_and_not_used(
         "+callbacks.stop.hook=batch_end",
         "+callbacks.stop.epoch=2",
     )
-    assert train(*overrides(tones), *stopping) == 130
+    assert train(*overrides(tones), *stopping, "logger=csv") == 130
     (last,) = tmp_path.rglob("last.ckpt")
     if damage == "foreign":
         torch.save({"weight": torch.zeros(3)}, last)
@@ -248,8 +248,9 @@ def test_a_damaged_checkpoint_is_named_and_not_used(
     else:
         name, change = DAMAGES[damage]
         (last.parent / name).write_bytes(change((last.parent / name).read_bytes()))
-    assert train(*overrides(tones), *stopping) == 0
+    assert train(*overrides(tones), *stopping, "logger=csv") == 0
     assert (tmp_path / "epochs").read_text() == "0 1 2 0 1 2 3 "
+    assert [log.parent.name for log in tmp_path.rglob("logs/*/*/metrics.csv")] == ["version_0"]  # loggers begin anew too
     assert "are damaged, as after a power cut: the run begins anew" in capsys.readouterr().err
 
 

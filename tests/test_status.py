@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -129,6 +134,23 @@ def test_every_state_and_every_format(tmp_path: Path, capsys: pytest.CaptureFixt
     assert status.main([str(tmp_path)]) == 0
 
 
+def test_a_loss_that_is_no_number_is_null_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = running(tmp_path / "run", 5)
+    records.write_text(run / records.METRICS, "epoch,step,train/segment/loss\n0,10,nan\n")
+    status.main([str(tmp_path), "--format", "json"])
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert row["loss"] is None
+
+
+def test_missing_jobs_are_named_by_what_sets_them_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["data=folder", f"data.root=/{'far' * 100}"]
+    jobs.plan(tmp_path / "a", [[*shared, f"seed={seed}", "loss=focal"] for seed in (0, 1)])
+    assert status.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["seed=0: state missing", "seed=1: state missing"]
+    jobs.plan(tmp_path / "b", [[*shared, "seed=0"]])  # nothing sets it apart
+    assert [row.run for row in status.collect([tmp_path])] == ["a: seed=0", "a: seed=1", f"b: {' '.join(shared)} seed=0"]
+
+
 @pytest.mark.parametrize("arguments", [["nowhere"], ["."], [".", "--watch", "0"], [".", "--dead-after", "never"]])
 def test_bad_usage(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -234,3 +256,36 @@ def test_watching_on_a_terminal_ends_with_the_last_run(tmp_path: Path) -> None:
         os.close(master)
     assert b"1 interrupted" in told
     assert b"7/7" in told
+
+
+@pytest.mark.parametrize(("height", "left_out"), [(15, "… and 13 more (10 done, 3 missing)"), (40, None)])
+def test_what_is_watched_fits_the_terminal(tmp_path: Path, height: int, left_out: str | None) -> None:
+    for seed in range(10):
+        fake_runs.write_run(tmp_path, seed=seed)
+    told = {"heartbeat": datetime.now(UTC).isoformat(), "host": f"a-host-{'far-' * 30}away"}  # a note longer than the terminal
+    running(tmp_path / f"zfnet-{'long_' * 20}loss-s0-0123456789ab", 0, **told)
+    fake_runs.write_failed(tmp_path / "broken", "RuntimeError: " + "no room " * 40)
+    jobs.plan(tmp_path, [[f"seed={seed}"] for seed in range(10, 23)])
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, 100, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "musicnet_eval.status", str(tmp_path), "--watch", "600"]
+    watch = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    picture = b""
+    try:
+        while b"10 done, 1 running, 1 failed, 13 missing" not in picture:
+            assert select.select([master], [], [], 30)[0]
+            picture += os.read(master, 65536)
+    finally:
+        watch.kill()
+        watch.wait()
+        os.close(master)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", picture.decode()).splitlines()
+    assert len(lines) == (15 if left_out else 27)  # headings, a line a run, counts
+    assert max(map(len, lines)) <= 100
+    states = [line.split()[1] for line in lines[1:-2]]
+    assert states == (["running", "failed", *["missing"] * 13, *["done"] * 9])[: len(states)]
+    assert lines[1].startswith("zfnet-long_")
+    assert "-s0-0123456789ab running" in lines[1]
+    assert left_out is None or lines[-2] == left_out

@@ -108,6 +108,25 @@ def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_sweep_over_data_has_a_plan_in_each_folder(
+    train: Command, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tones, tmp_path / "other")
+    asked = ("-m", "data=folder", f"data.root={tones},{tmp_path / 'other'},nowhere", "backbone=stats_linear", "seed=0,1", *TINY)
+    assert train(*asked) == 1
+    told = capsys.readouterr()
+    assert "sweep: 6 jobs, 0 of them done already by their overrides; time and disk can be told once" in told.out
+    assert "2 of 6 runs failed" in told.err
+    plans = {name: jobs.read(tmp_path / "runs" / name) for name in (tones.name, "other", "nowhere")}
+    assert {name: plan and len(plan.jobs) for name, plan in plans.items()} == {tones.name: 2, "other": 2, "nowhere": 2}
+    assert train(*asked) == 1
+    told = capsys.readouterr()
+    assert "sweep: 6 jobs, 4 of them done already by their overrides; the rest takes about" in told.out
+    assert told.out.count("done already: ") == 4
+    assert "2 of 6 runs failed" in told.err
+
+
+@pytest.mark.slow
 def test_data_that_is_missing_fails_its_own_runs_only(train: Command, tones: Path, tmp_path: Path) -> None:
     overrides = ("data=folder", f"data.root={tones},nowhere", "backbone=stats_linear", *TINY)
     assert train("-m", *overrides) == 1
@@ -182,7 +201,7 @@ def test_signatures_say_whether_a_sweep_is_finished(
     assert told.out.count("done already: ") == 2
     assert told.err.count("cannot be written (File too large)") == told.err.count("\n") == 1
     assert train(*overrides, "seed=0,1,0") == 0
-    assert "[" not in capsys.readouterr().out.partition("report: ")[0].partition("done already")[0]
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert train(*overrides, "seed=0,1,0", "backbone=stats_linear,nosuchnet") == 1
     told = capsys.readouterr()
     assert "[3/3]" in told.out

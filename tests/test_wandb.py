@@ -22,7 +22,7 @@ import wandb
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from wandb.util import get_core_path
 
-from musicnet_eval import records, wandb_run, wandb_settings, wandb_tables
+from musicnet_eval import records, wandb_files, wandb_run, wandb_settings, wandb_tables
 from musicnet_eval.errors import ConfigError
 from musicnet_eval.metrics import METRICS, Scored
 from musicnet_eval.records import Prediction
@@ -149,7 +149,7 @@ def test_four_jobs_in_one_process(
     given = [*asked(tones, *own, "+note=${oc.env:MY_LAB_TOKEN}", f"+lab_token={TYPED}"), "logger.wandb.tags=[mine]"]
     assert train("-m", *given, "seed=0,1", "+loss.fails=false,true") == 1
     said = capsys.readouterr()
-    assert f"upload with: {wandb_run.SYNC} {Path('runs/wandb')}" in said.out
+    assert f"upload with: {wandb_files.SYNC} {Path('runs/wandb')}" in said.out
     assert TOKEN not in said.out + said.err
     runs = records.find_runs([tmp_path / "runs" / tones.name])
     assert len(runs) == 4
@@ -171,7 +171,7 @@ def check_run(run: Path, told: list[dict[str, Any]], data: str) -> None:
     for one in told:
         config |= one["config"].get("update", {}) if one["type"] == "config" else {}
     status, found = records.read_json(run / records.STATUS), summary(told)
-    identity = wandb_run.identity(status["signature"], data)
+    identity = wandb_run.identity(status["signature"], data, run.parent.name)
     assert (about["run_id"], about["run_group"], about["job_type"]) == (identity, data, "train")
     assert {data, "stats_linear", "log_mel", "mine"} <= set(about["tags"])
     assert (config["note"], config["lab_token"], config["choices"]["backbone"]) == ("***", "***", "stats_linear")
@@ -248,6 +248,32 @@ def test_an_interrupted_run_goes_on_as_the_same_run(
         synced(stub, capsys.readouterr().out, tmp_path)
         assert set(stub.runs) - {"artifacts"} == {identity}
         check_arrived(stub.runs[identity], run)
+
+
+KILL = STOP.replace("os.kill(", "__import__('time').sleep(4)  # until wandb has written something\n            os.kill(")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_killed_run_goes_on_as_the_same_run(tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """SIGKILL leaves a file that is cut short; all that came before and after it arrives, and its end is the last one's."""
+    (tmp_path / "killed_once.py").write_text(KILL.replace("{name}", "SIGKILL"))
+    given = asked(tones, "plugins=[killed_once]", "callbacks=none", "+callbacks.stop._target_=killed_once.Stop")
+    table = "+callbacks.table._target_=musicnet_eval.callbacks.MetricsTable"
+    command = [sys.executable, "-m", "musicnet_eval.train", *given, table]
+    with Stub() as stub:
+        if mode == "online":
+            online(monkeypatch, stub.url)
+        ends = [subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120) for _ in range(2)]
+        assert [end.returncode for end in ends] == [-9, 0], ends[1].stderr
+        if mode == "offline":
+            synced(stub, ends[1].stdout, tmp_path)
+        else:
+            synced(stub, f"upload with: {wandb_files.SYNC} runs/wandb/*run-*", tmp_path)  # nothing is left to upload
+        run = only_run(tmp_path / "runs" / tones.name)
+        heard = stub.runs[records.read_result(run)["facts"]["wandb"]["id"]]
+    assert {row["epoch"] for row in heard.history if "epoch" in row} == {row["epoch"] for row in records.read_curves(run)}
+    assert (heard.exit_code, heard.summary["state"]) == (0, "done")
 
 
 def synced(stub: Stub, out: str, beside: Path) -> None:
@@ -460,7 +486,7 @@ def test_a_server_gets_the_run_as_it_ended(
         size = sum(len(content) for one in stub.runs.values() for content in one.files.values())
         assert 20_000 < size < 1_000_000
         count = len(heard.history)
-        synced(stub, f"upload with: {wandb_run.SYNC} runs/wandb/*run-*", tmp_path)
+        synced(stub, f"upload with: {wandb_files.SYNC} runs/wandb/*run-*", tmp_path)
         assert len(heard.history) == count  # what is there already is left out
         assert train(*asked(tones, "run.force=true")) == 0  # once more: the same run
         assert list(stub.runs) == [identity, "artifacts"]
@@ -482,7 +508,7 @@ def test_without_a_server_it_goes_on_offline(
         assert time.monotonic() - began < 120  # a bound against hanging, no measure of speed
     said = capsys.readouterr()
     assert "could not begin online, and goes on offline" in said.err
-    assert f"upload with: {wandb_run.SYNC}" in said.out
+    assert f"upload with: {wandb_files.SYNC}" in said.out
     assert "Traceback" not in said.err
     for run in records.find_runs([tmp_path / "runs" / tones.name]):
         told = records.read_result(run)["facts"]["wandb"]
@@ -521,7 +547,7 @@ def test_a_server_that_hangs_in_mid_run(
 
 def check_troubled(out: str, err: str, run: Path, beside: Path) -> None:
     assert "W&B: could not" in err
-    assert f"online; upload with: {wandb_run.SYNC}" in out
+    assert f"online; upload with: {wandb_files.SYNC}" in out
     told = records.read_json(run / records.STATUS)["wandb"]
     assert told["mode"] == "online"
     assert told["troubles"]

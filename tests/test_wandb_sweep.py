@@ -113,3 +113,13 @@ def test_a_wrong_option_is_said_and_harms_nothing(tmp_path: Path, capsys: pytest
     folder = sweep(tmp_path / "runs/mood", WANDB, ("resnet18",))
     publish(folder, settings={"no_such_setting": 1})
     assert "logger.wandb.settings" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_said_and_harms_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    folder = sweep(tmp_path / "runs/mood", WANDB, ("resnet18",))
+    (folder / wandb_sweep.KEPT).mkdir()  # as good as a full disk
+    publish(folder)
+    assert f"could not write {wandb_sweep.KEPT}" in capsys.readouterr().err

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from data_path import Row, row
 
 from musicnet_eval import records
 
@@ -36,7 +37,7 @@ def lines(overrides: list[str], folder: Path) -> list[tuple[float, str]]:
     """Run a sweep to its end and give each line that it prints, with seconds from the start of Python."""
     command = [sys.executable, "-m", "musicnet_eval.train", "-m", *overrides, f"hydra.sweep.dir={folder}"]
     environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    began, told = time.perf_counter(), []
+    began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as process:
         assert process.stdout is not None
         told = [(time.perf_counter() - began, line) for line in process.stdout]
@@ -45,7 +46,7 @@ def lines(overrides: list[str], folder: Path) -> list[tuple[float, str]]:
     return [*told, (time.perf_counter() - began, "")]
 
 
-def small_runs(data: list[str], folder: Path, count: int) -> list[dict[str, Any]]:
+def small_runs(data: list[str], folder: Path, count: int) -> list[Row]:
     """Do many small runs in one process, and ask for them again."""
     asked = [*data, *SMALLEST, "num_threads=1", f"seed=range(0,{count})"]
     told = lines(asked, folder)
@@ -65,26 +66,26 @@ def small_runs(data: list[str], folder: Path, count: int) -> list[dict[str, Any]
     note = f"{len(overhead)} runs of a sweep: composing, index, signature, set-up, files and record; without fit and test"
     whole = f"{count} runs of `tradition`, from starting Python to the end: signatures, tables and report"
     return [
-        {
-            "what": "a run beyond its training, in a running process",
-            "value": f"{typical:.2f} s",
-            "target": "<= 1.5 s",
-            "met": typical <= 1.5,
-            "rounds": {"overhead": overhead},
-            "note": note,
-        },
-        {
-            "what": f"a finished sweep of {count} runs asked for again",
-            "value": f"{check:.1f} s",
-            "target": "<= 10 s",
-            "met": check <= 10,
-            "rounds": {"again": again},
-            "note": whole,
-        },
+        row(
+            "a run beyond its training, in a running process",
+            f"{typical:.2f} s",
+            "<= 1.5 s",
+            typical <= 1.5,
+            {"overhead": overhead},
+            note,
+        ),
+        row(
+            f"a finished sweep of {count} runs asked for again",
+            f"{check:.1f} s",
+            "<= 10 s",
+            check <= 10,
+            {"again": again},
+            whole,
+        ),
     ]
 
 
-def jobs_at_once(data: list[str], work: Path, epochs: int) -> list[dict[str, Any]]:
+def jobs_at_once(data: list[str], work: Path, epochs: int) -> list[Row]:
     """Do the same four jobs one after the other and two at a time."""
     ways = {
         "two at once": ("hydra.launcher.n_jobs=2", "num_threads=1"),
@@ -101,26 +102,26 @@ def jobs_at_once(data: list[str], work: Path, epochs: int) -> list[dict[str, Any
     share, free = both / seconds["one by one"][0], both / seconds["one by one, all cores"][0]
     note = f"4 jobs of {seconds['one by one'][0] / 4:.0f} s each, one CPU thread a job, a process a job on both sides"
     return [
-        {
-            "what": "two jobs at once / one by one",
-            "value": f"{share:.2f} ×",
-            "target": "<= 0.65 ×",
-            "met": share <= 0.65,
-            "rounds": {name: seconds[name] for name in ("two at once", "one by one")},
-            "note": note,
-        },
-        {
-            "what": "two jobs at once / one by one on all cores",
-            "value": f"{free:.2f} ×",
-            "target": "<= 1 ×",
-            "met": free <= 1,
-            "rounds": {name: seconds[name] for name in ("two at once", "one by one, all cores")},
-            "note": "the same jobs; alone a job has all CPU threads, beside another its share of them",
-        },
+        row(
+            "two jobs at once / one by one",
+            f"{share:.2f} ×",
+            "<= 0.65 ×",
+            share <= 0.65,
+            {name: seconds[name] for name in ("two at once", "one by one")},
+            note,
+        ),
+        row(
+            "two jobs at once / one by one on all cores",
+            f"{free:.2f} ×",
+            "<= 1 ×",
+            free <= 1,
+            {name: seconds[name] for name in ("two at once", "one by one, all cores")},
+            "the same jobs; alone a job has all CPU threads, beside another its share of them",
+        ),
     ]
 
 
-def measure(data: list[str], work: Path, *, quick: bool) -> list[dict[str, Any]]:
+def measure(data: list[str], work: Path, *, quick: bool) -> list[Row]:
     """Give the rows of the page.
 
     Args:

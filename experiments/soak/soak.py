@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,6 +152,24 @@ def _check_whole(file: Path) -> None:
         raise SoakError(f"{file} is half-written: {error}") from error
 
 
+def _wait(
+    sweep: Sweep, process: subprocess.Popen[bytes], seconds: float, happened: Callable[[], bool] = lambda: False
+) -> int | None:
+    """Wait until a sweep ends, or something has happened, and give its exit code, if it has one; a hang must not pass as a kill.
+
+    Raises:
+        SoakError: It hangs; it is killed.
+    """
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and not happened():
+        if time.monotonic() >= deadline:
+            process.kill()
+            process.wait()
+            raise SoakError(f"{sweep.folder} has hung for {seconds} s; see {sweep.folder.with_suffix('.log')}.")
+        time.sleep(0.01)
+    return process.returncode
+
+
 def kill_at_random(sweep: Sweep, draw: random.Random, startup: float, of_workers: bool) -> bool:
     """Start a sweep and kill it, or the process of one of its runs, at a random moment; False if it ended before.
 
@@ -163,10 +181,12 @@ def kill_at_random(sweep: Sweep, draw: random.Random, startup: float, of_workers
     """
     before, process = sum(sweep.begun().values()), sweep.start()
     more = draw.choice((0, 1, 1, 2, 3))  # epochs to wait for; 0: while it starts
-    deadline = time.monotonic() + (draw.uniform(0, startup) if more == 0 else PATIENCE)
-    while process.poll() is None and time.monotonic() < deadline and (more == 0 or sum(sweep.begun().values()) - before < more):
-        time.sleep(0.01)
-    time.sleep(draw.uniform(0, 0.4) if more else 0)
+    if more:
+        _wait(sweep, process, PATIENCE, lambda: sum(sweep.begun().values()) - before >= more)
+        time.sleep(draw.uniform(0, 0.4))
+    else:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=draw.uniform(0, startup))
     victim, pid = "sweep", process.pid
     if of_workers and draw.random() < 0.5 and (running := _running(sweep.folder)):
         victim, pid = "run", draw.choice(running)
@@ -176,9 +196,7 @@ def kill_at_random(sweep: Sweep, draw: random.Random, startup: float, of_workers
         os.kill(pid, signal.SIGKILL)
         sweep.kills[victim] += 1
     if victim == "run":
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # what is left of the sweep goes on for a while, and is then killed too
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what is left of the sweep goes on for a while, then is killed too
             process.wait(timeout=draw.uniform(0, 5))
         process.kill()
     process.wait()
@@ -200,10 +218,10 @@ def finish(sweep: Sweep) -> None:
     """Ask for a sweep until it is whole.
 
     Raises:
-        SoakError: It never is.
+        SoakError: It never is, or hangs.
     """
     for _ in range(MOST_ASKS):
-        if sweep.start().wait(timeout=2 * PATIENCE) == 0:
+        if _wait(sweep, sweep.start(), 2 * PATIENCE) == 0:
             return
     raise SoakError(f"{sweep.folder} is not whole after {sweep.asks} askings; see {sweep.folder.with_suffix('.log')}.")
 
@@ -261,22 +279,22 @@ def soak(engine: str, kills: int, reference: Sweep, startup: float, seed: int, p
         "asked for": sum(sweep.asks for sweep in rows),
         "epochs": needed,
         "begun again": begun - needed,
-        "done twice": 0,
-        "differ": 0,
         "seconds": round(time.monotonic() - began),
     }
 
 
 def undisturbed(work: Path, overrides: Sequence[str]) -> tuple[Sweep, float]:
-    """Do the sweep without a kill, and say how many seconds it took to its first epoch."""
+    """Do the sweep without a kill, and say how many seconds it took to its first epoch.
+
+    Raises:
+        SoakError: It fails, or hangs.
+    """
     (work / "soak_count.py").write_text(COUNT, encoding="utf8")
     sweep = Sweep(work / "undisturbed", [*overrides, f"paths.cache={work / 'cache'}"])
-    began, process, startup = time.monotonic(), sweep.start(), 0.0
-    while process.poll() is None:
-        if not startup and sweep.epochs.exists():
-            startup = time.monotonic() - began
-        time.sleep(0.02)
-    if process.returncode:
+    began, process = time.monotonic(), sweep.start()
+    _wait(sweep, process, PATIENCE, sweep.epochs.exists)
+    startup = time.monotonic() - began
+    if _wait(sweep, process, 2 * PATIENCE):
         raise SoakError(f"The undisturbed sweep fails; see {sweep.folder.with_suffix('.log')}.")
     return sweep, startup
 
