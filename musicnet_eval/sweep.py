@@ -20,7 +20,7 @@ from typing import Any, cast
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from musicnet_eval import configs, environment, jobs, launchers, plans, records, runs, status
 from musicnet_eval.errors import MusicnetError
-from musicnet_eval.launchers.collecting import end_with
+from musicnet_eval.launchers.collecting import end_with, well
 
 # Keys that move runs to another folder: a sweep over one of them has several.
 PLACES = {"experiment", "data", "data.name", "data.root", "data.manifest", "paths.runs"}
@@ -128,14 +128,14 @@ class SweepTables(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del kwargs
-        self.seen[-1:] = [_well(job_return)]
+        self.seen[-1:] = [well(job_return)]
         # It goes back to the sweep, from other processes too: two configs for each of ten thousand jobs would not fit in memory.
         job_return.cfg = job_return.hydra_cfg = None
         job_return.working_dir = str(folder) if (folder := plans.sweep_folder(config)) is not None else None
 
     def take(self, returns: Sequence[JobReturn]) -> None:
         """Note the outcomes of jobs that a launcher has run in other processes."""
-        self.taken += map(_well, returns)
+        self.taken += map(well, returns)
         for told in returns:
             placed = None if told.cfg is None or told.hydra_cfg is None else plans.sweep_folder(told.cfg, told.hydra_cfg)
             if placed is not None:
@@ -173,10 +173,6 @@ class SweepTables(Callback):
             total = self.planned or len(told)
             return total - (self.planned - self.total) - told.count(True), total
         return sum(jobs.unfinished(folder, own.values()) for folder, own in self.places.items()), self.planned
-
-
-def _well(told: JobReturn) -> bool:
-    return told.status is JobStatus.COMPLETED and told.return_value is not None
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]] | None:

@@ -40,6 +40,23 @@ class Kill(Callback):
             pathlib.Path("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 """
+SLOW = """
+import pathlib, time
+from lightning.pytorch.callbacks import Callback
+
+
+class Slow(Callback):
+    '''Take a while to end, as a large checkpoint does.'''
+
+    def on_train_epoch_end(self, trainer, module):
+        pathlib.Path("begun").touch()
+        while not pathlib.Path("mended").exists():
+            time.sleep(0.05)
+
+    def on_exception(self, trainer, module, error):
+        time.sleep(3)
+        pathlib.Path("kept").touch()
+"""
 BROKEN = """
 import pathlib, torch
 
@@ -68,31 +85,39 @@ def test_a_killed_job_stops_no_tables_and_is_made_good(
 ) -> None:
     (tmp_path / "kill.py").write_text(KILL)
     killing = ("plugins=[kill]", "+callbacks.kill._target_=kill.Kill", "+callbacks.kill.seed=${seed}")
-    sweep = [*tiny(tones), *killing, "trainer.max_epochs=3", "seed=0,1"]
+    # The third job of joblib's two workers is begun when one of them is free: that one's job is done when the pool breaks.
+    seeds = (0, 2, 1) if engine == "joblib" else (0, 1)
+    sweep = [*tiny(tones), *killing, "trainer.max_epochs=3", f"seed={','.join(map(str, seeds))}"]
     (tmp_path / "killed").touch()
     assert train(*sweep, "hydra.sweep.dir=whole") == 0
     (tmp_path / "killed").unlink()
-    for seed in (0, 1):
+    for seed in seeds:
         (tmp_path / f"epochs{seed}").unlink()
     fake_slurm.install(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}{os.pathsep}{os.environ['PATH']}")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9")  # the jobs run on the CPU; only the names of GPUs are given out
-    own = {"joblib": ["hydra.launcher.gpus_per_job=1"], "submitit_slurm": ["hydra.launcher.cpus_per_task=3"]}
+    own = {"joblib": ["hydra.launcher.gpus_per_job=1", "run.force=true"], "submitit_slurm": ["hydra.launcher.cpus_per_task=3"]}
     asked = (*sweep, "hydra.sweep.dir=cut", f"hydra/launcher={engine}", *own.get(engine, []))
     assert train(*asked) == 1
     told = capfd.readouterr()
-    assert "was killed, and its neighbours with it" in told.err if engine == "joblib" else "lost: " in told.err
-    assert "Traceback" not in told.err.partition("lost: ")[0]
-    assert "of 2 runs failed" in told.err
-    assert train(*asked) == 0
+    assert "was killed, and its neighbours with it" in told.err or engine != "joblib"
+    assert "Traceback" not in told.err
+    assert "lost: seed=1 (" in told.err
+    states = {run: records.state(run) for run in records.find_runs([tmp_path / "cut"])}
+    (killed,) = [run for run in states if "-s1-" in run.name]
+    assert Counter(states.values()) == {"done": list(states.values()).count("done"), "failed": told.err.count("lost: ")}
+    assert f"{told.err.count('lost: ')} of {len(seeds)} runs failed" in told.err
+    said = "a worker of joblib was killed" if engine == "joblib" else "has not produced any output"
+    assert said in json.loads((killed / records.FAILED).read_text())["error"]
+    assert train(*[word for word in asked if word != "run.force=true"]) == 0
     again, error = capfd.readouterr()
     assert "Traceback" not in error
     assert (tmp_path / "cut/report.html").is_file()
 
     if engine == "joblib":
-        assert {(tmp_path / f"gpu{seed}").read_text() for seed in (0, 1)} <= {"7", "9"}
-    epochs = {seed: (tmp_path / f"epochs{seed}").read_text() for seed in (0, 1)}
+        assert {(tmp_path / f"gpu{seed}").read_text() for seed in seeds} <= {"7", "9"}
+    epochs = {seed: (tmp_path / f"epochs{seed}").read_text() for seed in seeds}
     assert epochs[1] == "0 1 1 2 "
     if engine != "joblib":
         assert epochs[0] == "0 1 2 "
@@ -106,6 +131,35 @@ def test_a_killed_job_stops_no_tables_and_is_made_good(
         asked_for = script.read_text()
         for option in ("--cpus-per-task=3", "--gpus-per-node=1", "--mem=16GB", "--time=720", "--signal=USR2@120"):
             assert f"#SBATCH {option}\n" in asked_for
+
+
+@pytest.mark.slow
+def test_the_first_failure_ends_a_sweep_of_submitit(
+    tones: Path, train: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sometimes.py").write_text(BROKEN)
+    broken = ("plugins=[sometimes]", "loss._target_=sometimes.Loss", "run.on_error=stop")
+    one_by_one = ("hydra/launcher=submitit_local", "hydra.launcher.n_jobs=1", "hydra.sweeper.max_batch_size=2")
+    assert train(*tiny(tones), *broken, *one_by_one, "seed=0,1,2") == 1
+    told = capfd.readouterr().err
+    assert "3 of 3 runs are not done; the first failure, named above, has ended the sweep" in told
+    assert told.count("lost: ") == 1
+    assert "its record says: RuntimeError: not mended yet" in told
+    assert [records.state(run) for run in records.find_runs([tmp_path / "runs"])] == ["failed"]
+    assert list(tmp_path.rglob("report.html"))
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_has_time_for_its_checkpoint(tones: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches submitit's processes too, which kill theirs a second later."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    slow = ("plugins=[slow]", "+callbacks.slow._target_=slow.Slow", "hydra/launcher=submitit_local", "seed=0,1")
+    with Sweep([sys.executable, "-m", "musicnet_eval.train", *tiny(tones), *slow, "hydra.launcher.n_jobs=1"], tmp_path) as sweep:
+        sweep.until((tmp_path / "begun").exists)
+        os.killpg(sweep.process.pid, signal.SIGINT)
+        assert sweep.process.wait(120) == 130
+    assert (tmp_path / "kept").exists()
+    assert [json.loads(path.read_text())["state"] for path in tmp_path.rglob(records.STATUS)] == ["interrupted"]
 
 
 @pytest.mark.slow
@@ -243,7 +297,26 @@ def test_a_package_that_is_missing_is_named(
         ("submitit_local", "hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 must be a whole number from 1."),
         ("joblib", "hydra.launcher.gpus_per_job=1", "Use hydra.launcher.n_jobs=1"),
         ("submitit_slurm", "hydra.launcher.mem_gb=4", "needs Slurm's sbatch, srun, sacct"),
-        ("basic", "hydra.sweeper.direction=[maximize,minimize]", "must be one word: a run has one monitored metric"),
+        ("joblib", "hydra.launcher.batch_size=0", "batch_size=0 must be a whole number from 1, or auto."),
+        ("joblib", "hydra.launcher.pre_dispatch=0", "pre_dispatch=0 must be a whole number from 1, all, or a product"),
+        ("joblib", "hydra.launcher.verbose=abc", "verbose='abc' must be a whole number from 0."),
+        ("joblib", "hydra.launcher.idle_worker_timeout=-1", "idle_worker_timeout=-1 must be a number of seconds above 0"),
+        (
+            "joblib",
+            "+hydra.launcher.verbos=1",
+            "hydra.launcher.verbos is no setting of hydra/launcher=joblib; did you mean 'verbose'",
+        ),
+        ("submitit_local", "hydra.launcher.timeout_min=abc", "timeout_min='abc' must be a whole number from 1."),
+        ("submitit_local", "hydra.launcher.gpus_per_node=-1", "gpus_per_node=-1 must be a whole number from 0, or null."),
+        ("submitit_local", "hydra.launcher.stderr_to_stdout=abc", "stderr_to_stdout='abc' must be true or false."),
+        ("submitit_local", "hydra.launcher.nodes=2", "nodes=2 must be 1: a run is one task"),
+        ("submitit_local", "hydra.launcher.tasks_per_node=2", "tasks_per_node=2 must be 1: a run is one task"),
+        ("submitit_local", "hydra.launcher.max_num_timeout=-1", "max_num_timeout=-1 must be a whole number from 0."),
+        ("basic", "hydra.sweeper.n_trials=0", "error: hydra.sweeper.n_trials=0 must be a whole number from 1."),
+        ("basic", "hydra.sweeper.n_jobs=abc", "error: hydra.sweeper.n_jobs='abc' must be a whole number from 1;"),
+        ("basic", "hydra.sweeper.storage=sqlite:////nowhere/x.db", "storage='sqlite:////nowhere/x.db' cannot be opened"),
+        ("basic", "hydra.sweeper.direction=fooimize", "='fooimize' must be maximize or minimize, one word, as by monitor_mode="),
+        ("basic", "hydra.sweeper.direction=[maximize,minimize]", "one word, as by monitor_mode=max|min: a run has one"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -261,4 +334,11 @@ def test_what_cannot_be_is_refused(
     assert train(*tiny(tones), "trainer=default", "seed=0,1", f"hydra/launcher={engine}", *search, asked) == 2
     error = capsys.readouterr().err
     assert told in error
+    assert error.count("\n") == 1
+
+
+def test_what_a_package_refuses_is_said_in_one_line(train: Command, tones: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(*tiny(tones), "seed=0,1", "hydra/launcher=submitit_local", "+hydra.launcher.foo=1") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: hydra/launcher=submitit_local: NameError: Unknown argument 'foo'")
     assert error.count("\n") == 1

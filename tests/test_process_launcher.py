@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from musicnet_eval import environment, records, status
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers import gpus
+from musicnet_eval.launchers import gpus, workers
 from musicnet_eval.launchers.process import ProcessLauncher
 from musicnet_eval.launchers.workers import Job, Worker
 from musicnet_eval.plans import Plan
@@ -376,6 +376,14 @@ def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(train: Command, tones: Path, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(*PROCESS, "data=folder", f"data.root={tones}", *TINY, f"hydra.launcher.{wrong}") == 2
     assert f"error: hydra.launcher.{wrong.partition('=')[0]}=" in capsys.readouterr().err
+
+
+def test_the_command_of_a_job_holds_no_value_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "secret")
+    own = ["hydra.job.env_set.TOKEN=${oc.env:MY_TOKEN}", "hydra.sweep.subdir=${hydra.job.num}", "hydra.mode=MULTIRUN"]
+    hydra = {"job": {"config_name": "train", "num": "???"}, "runtime": {"config_sources": []}, "overrides": {"hydra": own}}
+    asked = workers.command(OmegaConf.create({"hydra": hydra}), 3, ["seed=1"])
+    assert asked[3:] == ["--config-name=train", *own[:2], "seed=1", "hydra.mode=RUN", "hydra.job.num=3", "hydra.job.id=3"]
 
 
 def test_limits_of_control_groups(tmp_path: Path) -> None:

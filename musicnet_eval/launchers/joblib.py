@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,9 +28,23 @@ from hydra.types import TaskFunction
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher
 from omegaconf import DictConfig
 
-from musicnet_eval.errors import ConfigError
+from musicnet_eval.errors import ConfigError, nearest
 from musicnet_eval.launchers import gpus
-from musicnet_eval.launchers.collecting import Collecting, Jobs, check_jobs, end_with, lost
+from musicnet_eval.launchers.collecting import Collecting, Jobs, Rule, check, end_with, is_above, lost, whole
+
+SECONDS = Rule("a number of seconds above 0, or null", lambda value: value is None or is_above(value))
+FREE = ("temp_folder", "max_nbytes", "mmap_mode")  # left to joblib
+RULES = {
+    "n_jobs": whole(1, -1, says=", or -1 for one a core"),
+    "batch_size": whole(1, "auto", says=", or auto"),
+    "pre_dispatch": Rule(
+        "a whole number from 1, all, or a product: 2*n_jobs",
+        lambda value: whole(1, "all").holds(value) or re.fullmatch(r"([1-9]\d*(\.\d+)?\*)?n_jobs", str(value)) is not None,
+    ),
+    "verbose": whole(0),
+    "idle_worker_timeout": SECONDS,
+    "timeout": SECONDS,
+}
 
 
 class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
@@ -47,11 +62,16 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
     def __init__(self, n_jobs: int, gpus_per_job: float | None = None, **kwargs: Any) -> None:
         joblib_launcher.JoblibLauncher.__init__(self, n_jobs=n_jobs, **kwargs)
         self.gpus_per_job = gpus_per_job
+        self.asked = {"n_jobs": n_jobs, **kwargs}
         self.leave: int | None = None  # exit code with which to leave before all jobs are done
 
     def collect(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
-        """Run all jobs; where a worker was killed, none of them can tell its outcome."""
-        check_jobs(self.joblib["n_jobs"], or_all=True)
+        """Run all jobs; where a worker was killed, none of them can tell its outcome, and their runs do."""
+        if unknown := next((name for name in self.asked if name not in (*RULES, *FREE)), None):
+            raise ConfigError(
+                f"hydra.launcher.{unknown} is no setting of hydra/launcher=joblib; {nearest(unknown, (*RULES, *FREE))}"
+            )
+        check("launcher", self.asked, RULES)
         assert self.task_function is not None
         if not isinstance(self.task_function, Watched):  # it is, from the second batch of a search on
             self.task_function = Watched(self.task_function, os.getpid(), self._gpus())
@@ -63,8 +83,9 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
         return outcomes
 
     def _outcomes(self, job_overrides: Jobs, first: int) -> Sequence[JobReturn]:
+        asked, begun = _Asked(job_overrides, self), time.time()
         try:
-            outcomes: Sequence[JobReturn] = joblib_launcher.JoblibLauncher.launch(self, _Asked(job_overrides, self), first)
+            outcomes: Sequence[JobReturn] = joblib_launcher.JoblibLauncher.launch(self, asked, first)
         except BrokenExecutor as error:
             if self.leave is not None:  # a second Ctrl-C
                 return []
@@ -75,7 +96,15 @@ class JoblibLauncher(Collecting, joblib_launcher.JoblibLauncher):
                 file=sys.stderr,
                 flush=True,
             )
-            return [lost(overrides) for overrides in job_overrides]
+            killed = f"a worker of joblib was killed, this one or its neighbour ({reason})"
+            handed = list(enumerate(job_overrides[: asked.handed], first))
+            outcomes = [
+                self.stored(number, overrides, begun) or self.lost(number, overrides, killed) for number, overrides in handed
+            ]
+            rest = [lost(overrides) for overrides in job_overrides[asked.handed :]]
+            if rest:
+                print(f"not begun: {len(rest)} jobs", file=sys.stderr, flush=True)
+            return [*outcomes, *rest]
         return outcomes
 
     @contextlib.contextmanager
@@ -129,11 +158,13 @@ class _Asked(list[Sequence[str]]):
     def __init__(self, job_overrides: Jobs, launcher: JoblibLauncher) -> None:
         super().__init__(job_overrides)
         self.launcher = launcher
+        self.handed = 0  # how many were taken
 
     def __iter__(self) -> Iterator[Sequence[str]]:
         for overrides in super().__iter__():
             if self.launcher.leave is not None:
                 return
+            self.handed += 1
             yield overrides
 
 

@@ -22,12 +22,22 @@ from hydra_plugins.hydra_optuna_sweeper import optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import environment, plans
-from musicnet_eval.launchers.collecting import Jobs, concluded
+from musicnet_eval.errors import ConfigError
+from musicnet_eval.launchers.collecting import Jobs, Rule, check, concluded, first_line, whole
+from musicnet_eval.launchers.process import ProcessLauncher
 
 with warnings.catch_warnings():  # Optuna 2, the one that Hydra's plugin takes, uses names that SQLAlchemy 2 has moved
     warnings.simplefilter("ignore", DeprecationWarning)
     import optuna
 
+RULES = {
+    "n_trials": whole(1),
+    "n_jobs": whole(1, says="; it is hydra.launcher.n_jobs where it is not said"),
+    "direction": Rule(
+        "maximize or minimize, one word, as by monitor_mode=max|min: a run has one monitored metric",
+        lambda value: value in ("maximize", "minimize"),
+    ),
+}
 RESULTS = "optimization_results.yaml"  # as the plugin names it
 
 
@@ -38,8 +48,8 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
         """Take what Hydra gives, and look at what the launcher hands back."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         asked: int | None = self.sweeper.n_jobs
-        if asked is None:  # of hydra/launcher=process, which decides by itself
-            self.sweeper.n_jobs = cast(Any, self.sweeper.launcher).places()
+        if asked is None and isinstance(self.sweeper.launcher, ProcessLauncher):  # which decides by itself
+            self.sweeper.n_jobs = self.sweeper.launcher.places()
         elif asked == -1:  # of hydra/launcher=joblib
             self.sweeper.n_jobs = environment.cores()
         self.sweeper.launcher = cast(Launcher, _Numbers(self.sweeper.launcher))
@@ -48,9 +58,11 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search, and print the best trial."""
-        if refusal := self._refusal():
+        try:
+            self._check()
+        except ConfigError as refusal:
             print(f"error: {refusal}", file=sys.stderr)
-            raise SystemExit(2)
+            raise SystemExit(refusal.exit_code) from None
         optuna.logging.set_verbosity(logging.WARNING)
         for stale in (self.written, self.results):
             stale.unlink(missing_ok=True)
@@ -67,15 +79,25 @@ class OptunaSweeper(optuna_sweeper.OptunaSweeper):
         best: Any = OmegaConf.load(self.results)
         print(f"best trial: {best.best_value:.4f} with {' '.join(f'{key}={value}' for key, value in best.best_params.items())}")
 
-    def _refusal(self) -> str:
-        """Say what of the search does not go with runs that give one number each, "" when all does."""
-        if not isinstance(self.sweeper.direction, str):
-            return f"hydra.sweeper.direction={self.sweeper.direction} must be one word: a run has one monitored metric."
+    def _check(self) -> None:
+        """Refuse what does not go with runs that give one number each, and open the storage.
+
+        Raises:
+            ConfigError: A setting of the sweeper cannot be used.
+        """
+        check("sweeper", vars(self.sweeper), RULES)
         if isinstance(
             self.sweeper.sampler, functools.partial
         ):  # the grid's alone is one; it breaks off where its last trial fails
-            return "A grid is left to Hydra's own sweeper: say KEY=A,B,C without hydra/sweeper=optuna."
-        return ""
+            raise ConfigError("A grid is left to Hydra's own sweeper: say KEY=A,B,C without hydra/sweeper=optuna.")
+        if self.sweeper.storage is not None:
+            try:
+                self.sweeper.storage = optuna.storages.get_storage(self.sweeper.storage)
+            except Exception as error:  # of SQLAlchemy, of a database's driver, or of Redis
+                raise ConfigError(
+                    f"hydra.sweeper.storage={environment.without_secrets(str(self.sweeper.storage))!r} cannot be opened "
+                    f"({first_line(error)}). Name a database as sqlite:///FILE in a folder that is there, or null for none."
+                ) from error
 
 
 class _Numbers:

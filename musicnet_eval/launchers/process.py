@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,13 +20,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from musicnet_eval import environment, jobs, plans, status
-from musicnet_eval.errors import ConfigError
 from musicnet_eval.launchers import gpus, workers
-from musicnet_eval.launchers.collecting import Collecting, Jobs
+from musicnet_eval.launchers.collecting import Collecting, Jobs, check, whole
 from musicnet_eval.launchers.gpus import Lease
 from musicnet_eval.launchers.progress import Progress
 from musicnet_eval.launchers.workers import Job, Worker
-from musicnet_eval.plans import Plan
 
 MOST_ON_CPU = 4  # jobs at once by default: each takes about a gigabyte
 TICK = 0.1  # seconds between two looks at what runs
@@ -42,6 +39,8 @@ class ProcessLauncher(Collecting):
         gpus_per_job: GPUs of each job: whole ones, or 1/k for k jobs on one; 0 leases none and leaves `CUDA_VISIBLE_DEVICES`
             alone; when None, `trainer.devices` of them, and none with `trainer.accelerator=cpu`.
     """
+
+    config: DictConfig
 
     def __init__(self, n_jobs: int | None = None, gpus_per_job: float | None = None) -> None:
         self.n_jobs = n_jobs
@@ -84,8 +83,7 @@ class ProcessLauncher(Collecting):
         return max((getattr(callback, "total", 0) for callback in self.hydra_context.callbacks.callbacks), default=0)
 
     def _at_once(self) -> int:
-        if self.n_jobs is not None and (isinstance(self.n_jobs, bool) or not isinstance(self.n_jobs, int) or self.n_jobs < 1):
-            raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs!r} must be a whole number from 1, or null.")
+        check("launcher", {"n_jobs": self.n_jobs}, {"n_jobs": whole(1, None)})
         if self.gpus_per_job is not None:
             gpus.check(self.gpus_per_job, len(self.devices))
         return self.n_jobs or self.places(len(self.devices))
@@ -159,7 +157,7 @@ class ProcessLauncher(Collecting):
                     break
         # One that waits for a GPU waits with all the others; what other processes are at is no reason to wait.
         while not self.short and self.leave is None and (asked := next(self.asked, None)):
-            job = self._plan(*asked)
+            job = self.planned(*asked)
             if self._busy(job):
                 self.aside.append(job)
                 self.progress.waits(job, ours=self._ours(job))
@@ -173,18 +171,6 @@ class ProcessLauncher(Collecting):
 
     def _ours(self, job: Job) -> bool:
         return any(worker.job.log == job.log for worker in self.running)
-
-    def _plan(self, number: int, overrides: Sequence[str]) -> Job:
-        """Compose a job's config, and give the job its name and place."""
-        assert self.hydra_context is not None
-        config = plans.job_config(self.hydra_context.config_loader, self.config, number, overrides)
-        with plans.as_job(config) as asked:
-            try:
-                return Job(number, overrides, config, _light(plans.plan(asked)), indexed=True)
-            except (Exception, SystemExit):  # its own process meets the same, says what it is, and records it in the place below
-                with contextlib.suppress(Exception):
-                    return Job(number, overrides, config, _light(plans.unindexed(asked)), indexed=False)
-                return Job(number, overrides, config, None, indexed=False)
 
     def _passed_over(self, job: Job) -> bool:
         """Say whether a job needs no process, since its run is whole, and note its outcome."""
@@ -237,7 +223,7 @@ class ProcessLauncher(Collecting):
         """Note what became of a job whose process has ended."""
         if worker.process.returncode == 0 and not worker.job.done():  # its data has turned up, or changed, meanwhile
             plans.forget_listings()
-            worker.job = self._plan(worker.job.number, worker.job.overrides)
+            worker.job = self.planned(worker.job.number, worker.job.overrides)
         reason = worker.verdict(stopping=stopping)
         if reason:
             self._fail(worker.job, reason, [] if stopping else worker.last_lines())
@@ -259,8 +245,3 @@ class ProcessLauncher(Collecting):
             self.folders.add(place)
             told.cfg, told.hydra_cfg = job.config, job.config
         self.returns[job.number] = told
-
-
-def _light(planned: Plan) -> Plan:
-    """Leave out of a plan what would take memory while it waits."""
-    return replace(planned, tracks=[], faults=())

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from musicnet_eval import configs, jobs, status
+from musicnet_eval import jobs, status
 from musicnet_eval.errors import RecordError
+from musicnet_eval.launchers.collecting import apart
 from musicnet_eval.launchers.workers import Job, Worker
 
 SHOWN_SECONDS = 1.0  # between two pictures of the table
@@ -92,7 +93,7 @@ class Progress:
 
     def _name(self, job: Job) -> str:
         """Name a job by what sets it apart in its sweep."""
-        return " ".join(configs.overrides_without_secrets([o for o in job.overrides if o not in self.common])) or job.title
+        return job.title if self.common.issuperset(job.overrides) else apart(job.overrides, self.common)
 
     def _left(self, rest: int, running: Sequence[Worker]) -> str:
         """Say how long the rest, running jobs included, may take by the mean of those that were done here."""

@@ -21,7 +21,7 @@ from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
 from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval.errors import ConfigError
-from musicnet_eval.launchers.collecting import Collecting, Jobs, lost, say_lost, stored
+from musicnet_eval.launchers.collecting import Collecting, Jobs, first_line
 from musicnet_eval.plans import job_config
 
 
@@ -51,13 +51,22 @@ class RayLauncher(Collecting, ray_launcher.RayLauncher):
         self._start()
         waiting: list[Any] = []  # jobs of Ray, and outcomes that are there already
         for number, overrides in enumerate(job_overrides, first):
-            if (done := stored(self.hydra_context, self.config, number, overrides)) is not None:
+            if (done := self.stored(number, overrides)) is not None:
                 waiting.append(done)
                 continue
             config = job_config(self.hydra_context.config_loader, self.config, number, overrides)
             state = Singleton.get_state()
             waiting.append(launch_job_on_ray(self.hydra_context, self.ray_cfg.remote, config, self.task_function, state))
-        return [_outcome(job, overrides) for job, overrides in zip(waiting, job_overrides, strict=True)]
+        jobs = enumerate(zip(waiting, job_overrides, strict=True), first)
+        return [self._outcome(job, number, overrides) for number, (job, overrides) in jobs]
+
+    def _outcome(self, job: Any, number: int, overrides: Sequence[str]) -> JobReturn:
+        if isinstance(job, JobReturn):
+            return job
+        try:
+            return cast(JobReturn, ray.get(job))
+        except Exception as error:  # what the worker raised, or that it was killed, by a type of Ray's own
+            return self.lost(number, overrides, first_line(error))
 
     def _start(self) -> None:
         if ray.is_initialized():
@@ -70,16 +79,6 @@ class RayLauncher(Collecting, ray_launcher.RayLauncher):
         except (ConnectionError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"Ray does not start ({reason}). Mend hydra.launcher.ray.init.*: {sorted(settings)}.") from error
-
-
-def _outcome(job: Any, overrides: Sequence[str]) -> JobReturn:
-    if isinstance(job, JobReturn):
-        return job
-    try:
-        return cast(JobReturn, ray.get(job))
-    except Exception as error:  # what the worker raised, or that it was killed, by a type of Ray's own
-        say_lost(overrides, error)
-        return lost(overrides)
 
 
 @dataclass

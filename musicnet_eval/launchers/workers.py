@@ -11,9 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from filelock import FileLock
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from musicnet_eval import records, runs
 from musicnet_eval.errors import RecordError, TrainingError
@@ -63,10 +64,10 @@ class Job:
             return False
 
     def metric(self) -> float | None:
-        """Give the monitored metric of its whole run; None where somebody has taken the run away just now."""
+        """Give the monitored metric of its whole run, NaN for none; None where somebody has taken the run away just now."""
         assert self.planned is not None
         try:
-            return records.read_result(self.planned.folder)["metrics"].get(self.planned.config["monitor"])
+            return runs.outcome(self.planned.folder, self.planned.config["monitor"])
         except RecordError:
             return None
 
@@ -130,16 +131,16 @@ class Worker:
             return ""
         if code in STOPPED and (stopping or code > 0):
             if planned is not None:
-                _mark(planned, None)
+                mark(planned, None)
             return "interrupted"
         state = records.state(planned.folder) if planned else "unknown"
         if code > 0 and state == "failed" and planned:
-            return _told(planned.folder)
+            return told(planned.folder)
         reason = _reason(code)
         if code > 0 and state == "interrupted":
             return f"interrupted: {reason}"
         if planned is not None:
-            _mark(planned, TrainingError(reason))
+            mark(planned, TrainingError(reason))
         return reason
 
     def last_lines(self, count: int = 5) -> list[str]:
@@ -173,7 +174,8 @@ def command(config: DictConfig, number: int, overrides: Sequence[str]) -> list[s
         if source.provider in ("main", "command-line"):
             flag = "--config-path" if source.provider == "main" else "--config-dir"
             flags.append(f"{flag}={source.path}" if source.schema == "file" else f"{flag}={source.schema}://{source.path}")
-    shared = [str(each) for each in config.hydra.overrides.hydra if not str(each).startswith("hydra.mode=")]
+    asked = cast(list[str], OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False))  # a secret stays a ${…}
+    shared = [each for each in asked if not each.startswith("hydra.mode=")]
     own = ["hydra.mode=RUN", f"hydra.job.num={number}", f"hydra.job.id={number}"]
     return [sys.executable, "-m", "musicnet_eval.train", *flags, *shared, *overrides, *own]
 
@@ -190,22 +192,32 @@ def _reason(code: int) -> str:
     return f"its process left with exit code {code} and said nothing of it"
 
 
-def _told(folder: Path) -> str:
+def told(folder: Path) -> str:
+    """Give the error that a run that failed has written down."""
     try:
         return str(records.read_json(folder / records.FAILED).get("error"))
     except RecordError as error:
         return str(error)
 
 
-def _mark(planned: Plan, error: TrainingError | None) -> None:
+def mark(planned: Plan, error: TrainingError | None, *, running: bool = False) -> None:
     """Write down that a run failed, or that it was interrupted before it could say so; not while another process is at it.
 
     Where that cannot be written, as on a full disk, the sweep goes on: it says what it knows of the job itself.
+
+    Args:
+        planned: The run.
+        error: How it failed; None when it was interrupted.
+        running: Whether to leave alone what is not marked as running: another process may have begun it, or none at all.
     """
+    if running and records.state(planned.folder) != "running":
+        return
     with contextlib.suppress(OSError):  # the lock's Timeout is one too
         planned.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(planned.folder / runs.LOCK, timeout=PATIENCE):
             if (planned.folder / records.RESULT).exists():  # of an earlier attempt, which stays whole
+                return
+            if running and records.state(planned.folder) != "running":
                 return
             if error is not None:
                 runs.fail(planned.folder, error, f"{type(error).__name__}: {error}\n", planned.about)
