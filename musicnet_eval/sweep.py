@@ -124,7 +124,7 @@ class SweepTables(Callback):
         self.began = self.began or time.monotonic()
         if ended == 0 or len(self.seen) <= ended:  # nothing to go by, or other processes are at jobs too
             return ""
-        return f"; about {status.duration((time.monotonic() - self.began) / ended * (self.total - ended))} left"
+        return f"; about {status.duration((time.monotonic() - self.began) / ended * (self.total - ended))} left at this pace"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         del kwargs

@@ -218,6 +218,7 @@ def main() -> None:
         print(configs.help_text())
         return
     configs.prefer_ours()
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # between keys argparse refuses it
     try:
         hydra.main(version_base="1.3", config_path=str(configs.CONF), config_name="train")(task)()
     except KeyboardInterrupt:  # before a run has begun, or between two

@@ -102,7 +102,7 @@ def test_two_by_two_on_the_embedded_data(
 @pytest.mark.slow
 def test_a_given_sweep_folder_holds_the_runs(train: Command, tones: Path, tmp_path: Path) -> None:
     overrides = ("data=folder", f"data.root={tones}", "backbone=stats_linear", "seed=0,1", *TINY)
-    assert train("-m", *overrides, f"hydra.sweep.dir={tmp_path / 'here'}") == 0
+    assert train(*overrides[:2], "-m", *overrides[2:], f"hydra.sweep.dir={tmp_path / 'here'}") == 0
     assert [run.parent for run in records.find_runs([tmp_path / "here"])] == [tmp_path / "here"] * 2
     assert (tmp_path / "here/report.html").is_file()
 
