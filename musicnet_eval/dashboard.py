@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from musicnet_eval import leaderboard, records, wandb_run, wandb_sweep
-from musicnet_eval.errors import MusicnetError, RecordError, TrainingError
+from musicnet_eval.errors import ConfigError, MusicnetError, RecordError, TrainingError
 from musicnet_eval.leaderboard.labels import SHOWN
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Sweep:
     varied: tuple[str, ...]
     charts: tuple[str, ...]
     metric: str
+    multilabel: bool = False  # songs of several labels have no confusion matrix
 
 
 # --- what the sweep is --------------------------------------------------------------------------------------------------------
@@ -81,6 +82,8 @@ def read(folder: Path, metric: str, project: str | None = None, entity: str | No
     Raises:
         MusicnetError: No finished run, none that was logged to W&B, or a metric that no run has.
     """
+    if project is not None and (not project or set(project) & set("/\\#?%: ")):
+        raise ConfigError(f"--project {project!r} must be a name without blanks and / \\ # ? % :, as W&B takes it.")
     board = leaderboard.collect([folder], metric)
     runs = [run for table in board.tables for row in table.rows for run in row.runs]
     told = [found for run in runs if (found := _logged(run.record, run.folder)) is not None]
@@ -102,6 +105,7 @@ def read(folder: Path, metric: str, project: str | None = None, entity: str | No
         varied=_varied(board),
         charts=tuple(f"{wandb_sweep.TABLE}/{name}" for name in wandb_sweep.named(board)),
         metric=metric,
+        multilabel=all(run.record["facts"].get("multilabel") for run in runs),
     )
 
 
@@ -172,7 +176,7 @@ def workspace(sweep: Sweep) -> Any:
             _section("Leaderboard", _leaderboard(sweep), columns=1, rows=1),
             _section("Models compared", _comparison(sweep), columns=2),
             _section("Curves by configuration", _curves(sweep)),
-            _section("Test: confusion and reliability", _test_charts(), columns=2, rows=1),
+            _section("Test: confusion and reliability", _test_charts(sweep), columns=2, rows=1),
             _section("Test: classes and songs", _test_tables(), columns=1, rows=1, is_open=False),
             _section("Data: examples and suspect labels", _data(), columns=1, rows=1, is_open=False),
         ]
@@ -258,13 +262,12 @@ def _curves(sweep: Sweep) -> list[Any]:
     ]
 
 
-def _test_charts() -> list[Any]:
+def _test_charts(sweep: Sweep) -> list[Any]:
     counts = {name: name for name in ("Actual", "Predicted", "nPredictions")}
     lines = {"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"}
-    return [
-        _chart(f"{wandb_run.CONFUSION}_table", CONFUSION_CHART, counts, "Test songs: label and what is said"),
-        _chart(f"{wandb_run.RELIABILITY}_table", LINES_CHART, lines, "Reliability: claimed probability and what holds"),
-    ]
+    confusion = _chart(f"{wandb_run.CONFUSION}_table", CONFUSION_CHART, counts, "Test songs: label and what is said")
+    reliability = _chart(f"{wandb_run.RELIABILITY}_table", LINES_CHART, lines, "Reliability: claimed probability and what holds")
+    return [reliability] if sweep.multilabel else [confusion, reliability]
 
 
 def _test_tables() -> list[Any]:

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from musicnet_eval import configs, environment, ranks, records, runs, wandb_run
 from musicnet_eval.contracts import RunRecord
 from musicnet_eval.datasets import overlapping_groups
+from musicnet_eval.errors import ConfigError
 from musicnet_eval.plans import Plan, sweeping
 
 
@@ -222,6 +223,10 @@ def _loggers(planned: Plan) -> Any:
     for name, node in planned.config["logger"].items():
         if node is None:
             continue
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ConfigError(
+                f"logger.{name}={node!r} names no logger (_target_). Choose it with the others: 'logger=[csv,{name}]'."
+            )
         extra: dict[str, Any] = {"run": planned} if node.get("_partial_") else {}
         logger = configs.build(node, f"logger.{name}", **extra)
         logger.log_hyperparams(planned.written)

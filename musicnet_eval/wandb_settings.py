@@ -14,6 +14,7 @@ from musicnet_eval import configs
 from musicnet_eval.environment import without_secrets
 from musicnet_eval.errors import ConfigError
 
+OURS = ("mode", "run_id", "project", "entity", "run_group", "run_name", "run_job_type", "run_tags", "resume")
 FLUSH_SECONDS = 2.0  # after so long, what was logged is on disk
 QUIET = {  # wandb's settings that `settings` of the logger may overrule
     "silent": True,  # what matters is said in our own words, once; wandb's stand in the logs/ of its folder
@@ -55,6 +56,9 @@ def named(key: str, value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ConfigError(f"logger.wandb.{key}={value!r} must be a name.")
+    if value == "":
+        where = " Unset WANDB_PROJECT, which may have said so." if key == "project" else ""
+        raise ConfigError(f"logger.wandb.{key} is empty and must be a name.{where}")
     return without_secrets(str(value))
 
 
@@ -72,6 +76,11 @@ def settings(given: Mapping[str, Any], init_seconds: float, finish_seconds: floa
     """Lay what the user says over our own settings, and check it."""
     import wandb
 
+    if taken := [name for name in OURS if name in given]:
+        raise ConfigError(
+            f"logger.wandb.settings.{taken[0]} would be of no effect: the run says it by itself. Use logger.wandb.project, "
+            "entity, group, tags or offline."
+        )
     ours = {name: value for name, value in QUIET.items() if name in wandb.Settings.model_fields}  # names with x_ may go
     times = {"init_timeout": init_seconds, "finish_timeout": finish_seconds, "finish_timeout_raises": True}
     asked = {**ours, **times, **given}

@@ -117,6 +117,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     fails(2, "is not a folder", str(tmp_path / "nowhere"))
     fails(2, "no run at or below", unlogged)
     fails(2, "metric 'test/song/nothing'", logged, "--metric", "test/song/nothing")
+    fails(2, "--project 'a/b' must be a name", logged, "--project", "a/b")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -569,6 +569,11 @@ def check_troubled(out: str, err: str, run: Path, beside: Path) -> None:
         ("logger.wandb.hardest=1.5", "logger.wandb.hardest=1.5 must be a whole number"),
         ("logger.wandb.audio_seconds=0", "logger.wandb.audio_seconds=0 must be a number, 0.1 or more"),
         ("logger.wandb.save_dir=null", "logger.wandb.save_dir=None must be a folder"),
+        ("logger.wandb.project=''", "logger.wandb.project is empty and must be a name. Unset WANDB_PROJECT"),
+        ("logger.wandb.tags=abc", "logger.wandb.tags='abc' must be a list of words"),
+        ("logger.wandb.tags=['']", "logger.wandb.tags=[''] must be a list of words"),
+        ("+logger.wandb.settings.mode=disabled", "logger.wandb.settings.mode would be of no effect"),
+        ("+logger.other.save_dir=x", "logger.other={'save_dir': 'x'} names no logger"),
     ],
 )
 def test_slips_are_named(tones: Path, train: Command, capsys: pytest.CaptureFixture[str], override: str, named: str) -> None:
