@@ -330,4 +330,7 @@ def finish(part: Any, **facts: Any) -> Any:
         raise
     except (TypeError, ValueError) as error:
         name = getattr(part.func, "__qualname__", str(part.func))
-        raise ConfigError(f"{name} cannot be made ({error}). Mend its arguments in the config group that names it.") from None
+        given = ", ".join(f"{key}={value!r}" for key, value in part.keywords.items())
+        raise ConfigError(
+            f"{name} cannot be made with {given or 'no arguments'} ({error}). Mend them in the config group that names it."
+        ) from None

@@ -54,6 +54,7 @@ GOOD = ("data=folder", "backbone=stats_linear", *TINY)
         (["loss._target_=no.such.Loss"], "no.such.Loss"),
         (["scheduler.warmup_fraction=2"], "scheduler.warmup_fraction=2"),
         (["trainer.precision=12"], "trainer cannot be made"),
+        (["optimizer.lr=abc"], "AdamW cannot be made with lr='abc'"),
         (["trainer.devices=2", "tune.lr=true"], "tune.lr does not go with trainer.devices=2. Search with trainer.devices=1"),
         (["trainer.devices=2", "run.on_oom=halve_batch"], "run.on_oom=halve_batch does not go with trainer.devices=2"),
         (

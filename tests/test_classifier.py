@@ -24,7 +24,7 @@ def test_finish_gives_what_the_signature_accepts() -> None:
 
 def test_finish_says_what_cannot_be_made() -> None:
     weight = [nn.Parameter(torch.zeros(1))]
-    with pytest.raises(ConfigError, match=r"AdamW cannot be made \(Invalid learning rate: -1"):
+    with pytest.raises(ConfigError, match=r"AdamW cannot be made with lr=-1\S* \(Invalid learning rate: -1"):
         finish(partial(torch.optim.AdamW, lr=-1.0), params=weight)
     with pytest.raises(ConfigError, match="unexpected keyword"):
         finish(partial(torch.optim.AdamW, speed=3), params=weight)
