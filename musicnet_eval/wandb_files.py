@@ -1,6 +1,7 @@
 """What W&B keeps on disk of a run's attempts: what of it is to be uploaded, in which order, and what is not. Layer 1; no wandb.
 
-An attempt is a folder `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`; `….synced` in it says that it is uploaded.
+An attempt is a folder `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`, of two in one second the later one with `-1` behind
+it; `….synced` in it says that it is uploaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def replace(folder: Path, name: str) -> None:
         folder: The present attempt's.
         name: The run's id.
     """
-    for earlier in folder.parent.glob(f"*run-*-{name}"):
+    for earlier in folder.parent.glob(f"*run-*-{name}*"):
         if earlier.name != folder.name:
             mark_synced(earlier)
 
@@ -33,7 +34,7 @@ def mark_synced(folder: Path) -> None:
 
 def attempts(folder: Path, name: str) -> list[Path]:
     """List the attempts of a run that were not uploaded, oldest first."""
-    found = [one for one in folder.glob(f"*run-*-{name}") if not list(one.glob("run-*.wandb.synced"))]
+    found = [one for one in folder.glob(f"*run-*-{name}*") if not list(one.glob("run-*.wandb.synced"))]
     return sorted(found, key=lambda one: one.name.removeprefix("offline-"))
 
 
@@ -55,7 +56,7 @@ def send_earlier(folder: Path, name: str, seconds: float) -> None:
 
 def upload_command(folder: Path, name: str) -> str:
     """Give the shell's command that uploads a run: several attempts one by one, as wandb stops at a killed one."""
-    files = f"{shlex.quote(str(folder))}/*run-*-{name}"
+    files = f"{shlex.quote(str(folder))}/*run-*-{name}*"
     if len(attempts(folder, name)) > 1:
         return f'for run in {files}; do {SYNC} "$run"; done'
     return f"{SYNC} {files}"

@@ -9,7 +9,7 @@ id=$$
 export SLURM_JOB_ID=$id SLURM_JOB_NAME=musicnet SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here
 export SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
 cp "$1" "$(dirname "$0")/$id.sh"
-( bash "$1"; echo $? > "$(dirname "$0")/$id.code" ) < /dev/null > /dev/null 2>&1 &
+( bash "$(dirname "$0")/$id.sh"; echo $? > "$(dirname "$0")/$id.code" ) < /dev/null > /dev/null 2>&1 &
 echo "Submitted batch job $id"
 """
 SRUN = """#!/bin/bash

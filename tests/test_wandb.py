@@ -250,6 +250,23 @@ def test_an_interrupted_run_goes_on_as_the_same_run(
         check_arrived(stub.runs[identity], run)
 
 
+def test_attempts_are_uploaded_in_their_order(tmp_path: Path) -> None:
+    names = ("offline-run-20261128_072235-a1-b2", "offline-run-20261128_072235-a1-b2-1", "run-20261128_072240-a1-b2")
+    for name in (*names, "run-20261128_072230-a1-c3", "offline-run-20261128_072239-a1-b2"):  # another run's, and one that arrived
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run-a1-b2.wandb").touch()
+    wandb_files.mark_synced(tmp_path / "offline-run-20261128_072239-a1-b2")
+    assert [attempt.name for attempt in wandb_files.attempts(tmp_path, "a1-b2")] == list(names)
+    listed = subprocess.run(
+        ["bash", "-c", wandb_files.upload_command(tmp_path, "a1-b2").replace("wandb sync --no-skip-online", "echo")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "a1-c3" not in listed.stdout
+    assert all(name in listed.stdout for name in names)
+    wandb_files.replace(tmp_path / names[-1], "a1-b2")
+    assert [attempt.name for attempt in wandb_files.attempts(tmp_path, "a1-b2")] == [names[-1]]
+
+
 KILL = STOP.replace("os.kill(", "__import__('time').sleep(4)  # until wandb has written something\n            os.kill(")
 
 
@@ -283,6 +300,7 @@ def synced(stub: Stub, out: str, beside: Path) -> None:
     env = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": stub.url, "PATH": path}
     done = subprocess.run(["bash", "-c", line], cwd=beside, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    print(done.stdout, done.stderr)  # wandb leaves with 0 also where it could not upload
 
 
 def check_arrived(heard: Run, run: Path) -> None:
