@@ -1,7 +1,7 @@
 """What W&B keeps on disk of a run's attempts: what of it is to be uploaded, in which order, and what is not. Layer 1; no wandb.
 
-An attempt is a folder `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`, of two in one second the later one with `-1` behind
-it; `….synced` in it says that it is uploaded.
+An attempt is a folder `wandb/run-<time>-<id>` or `wandb/offline-run-<time>-<id>`, of two in one second the later one with `-1`
+behind it; `….synced` in it says that it is uploaded.
 """
 
 from __future__ import annotations
