@@ -1,12 +1,12 @@
 """One run in Weights & Biases: what its keys are called, and how it begins and ends without ever harming the run. Layer 2.
 
 No torch and no wandb at import: the leaderboard of a sweep and the dashboard read the names below from here. A job is one W&B
-run: id = `identity`, the run's signature and what tells its data set and its sweep apart (a resumed run goes on in it), group =
-the name of the folder that holds its run folder (the sweep), job_type = `train`, name = the run's title, tags = its choices. Its
-config is the run's config without secrets, nested: W&B itself shows it flattened (`optimizer.lr`), and advises against dots
-in the names (docs.wandb.ai/guides/track/config). Beside it stand `signature`, `configuration` (equal for the seeds and folds of one row of the
-leaderboard: group curves by it), `folder`, `git` and `choices.data`, `choices.backbone`, `choices.loss`, `choices.spectrogram`,
-`choices.augment`, `choices.protocol`, `choices.fold`, `choices.seed`.
+run: id = `identity`, the run's signature and what tells its data set and its sweep apart (a resumed run goes on in it), group
+= the name of the folder that holds its run folder (the sweep), job_type = `train`, name = the run's title, tags = its
+choices. Its config is the run's config without secrets, nested: W&B itself shows it flattened (`optimizer.lr`), and advises
+against dots in the names (docs.wandb.ai/guides/track/config). Beside it stand `signature`, `configuration` (equal for the
+seeds and folds of one row of the leaderboard: group curves by it), `folder`, `git` and `choices.data`, `choices.backbone`,
+`choices.loss`, `choices.spectrogram`, `choices.augment`, `choices.protocol`, `choices.fold`, `choices.seed`.
 
 By epoch (history; x-axis `epoch`, `trainer/global_step` beside it in every row)
     `train/segment/{loss,accuracy,log_loss}`, `val/segment/*` and `val/song/*` (every metric, as in metrics.csv), `gap/segment/*`
